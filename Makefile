@@ -1,0 +1,37 @@
+# The few commands that a person types. Each is one line of a script that can be read.
+# `make test` and `make bench` bring up real servers of their own and remove them afterwards.
+
+STACK := deploy/stack
+
+.PHONY: help demo test bench fmt lint stack-up stack-down need-cargo
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+demo: need-cargo ## the whole path with sample data until Ctrl-C; ARGS=--once ends after the proof
+	deploy/demo $(ARGS)
+
+test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
+	$(STACK) install
+	$(STACK) with --prefix test -- cargo test --locked $(ARGS)
+
+bench: need-cargo ## measure throughput and latency against real servers
+	$(STACK) install
+	$(STACK) with --prefix bench -- cargo test --release --locked --test throughput -- --ignored --nocapture --test-threads=1 $(ARGS)
+
+fmt: need-cargo ## format the Rust sources
+	cargo fmt
+
+lint: need-cargo ## what .ci/run checks before the tests
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+
+stack-up: ## servers for development, named `default`
+	$(STACK) install
+	$(STACK) up
+
+stack-down: ## stop them; data stays (deploy/stack down --wipe deletes it)
+	$(STACK) down
+
+need-cargo:
+	@command -v cargo > /dev/null || { echo 'cargo is missing: install Rust (rustup.rs), $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer' >&2; exit 1; }

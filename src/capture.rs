@@ -1,0 +1,345 @@
+//! Capture: Postgres' WAL -> Kafka, session after session.
+//!
+//! A session is one walsender stream and the producing stage behind it; when either ends, both do,
+//! and the next session resumes from the progress record. The producer alone lives on, which keeps
+//! the order of what is in flight (`kafka::delivery`).
+//!
+//! How a session starts is the order that its safety rests on: the slot is *ours* before the
+//! progress record is read for good, so that nobody else moves it any more; a predecessor that did
+//! not stop cleanly is waited out before the first record is produced (A14); and our own record,
+//! not clean, is durable before that too.
+//!
+//! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
+
+mod prepare;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+pub use prepare::{PrepareError, prepare_capture};
+
+use crate::causes::with_causes;
+use crate::config::Config;
+use crate::health::Health;
+use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
+use crate::kafka::envelope::SourceContext;
+use crate::kafka::producer::{ProducerSession, run_producer};
+use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::postgres::client::{self, Client};
+use crate::postgres::connection::{
+    ConnectionError, IdentifySystem, ReplicationConnection, ReplicationStream,
+};
+use crate::postgres::publication::{self, PublicationError};
+use crate::postgres::query_error::QueryError;
+use crate::postgres::slot::{self, SlotError};
+use crate::postgres::source::{BATCHES_MAX, Shapes, Source, SourceError, run_source};
+use crate::postgres::walsender::StandbyStatusUpdate;
+
+/// First pause after a failed session; doubled for each further one.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+
+/// Longest pause: what an operator would call "at once" after a long outage.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// How often a slot that another process holds is looked at again.
+const SLOT_POLL: Duration = Duration::from_secs(1);
+
+/// How often the server gets a sign of life while a predecessor is waited out.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Added to waits for deliveries: librdkafka looks for timed-out records once a second.
+const DELIVERY_SLACK: Duration = Duration::from_secs(2);
+
+/// Why a session of capture ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error("can't connect to Postgres")]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
+    Publication(#[from] PublicationError),
+    #[error(transparent)]
+    ProgressRead(#[from] ProgressReadError),
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Another process used the slot between our look at it and our taking it.
+    #[error("another process has just used slot \"{slot}\"")]
+    Raced { slot: String },
+    #[error("a stage of capture panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+impl CaptureError {
+    /// Whether a new session may succeed without a person's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connection(error) => error.is_transient(),
+            Self::Query(error) => error.is_transient(),
+            Self::Slot(error) => error.is_transient(),
+            Self::Publication(error) => error.is_transient(),
+            Self::ProgressRead(error) => error.is_transient(),
+            Self::Produce(error) => error.is_transient(),
+            Self::Source(error) => error.is_transient(),
+            Self::Raced { .. } => true,
+            Self::Panicked(_) => false,
+        }
+    }
+}
+
+/// Runs sessions until `shutdown`, which drains; an outage is waited out with backoff, for ever.
+///
+/// # Errors
+/// What a person has to change.
+pub async fn run_capture(
+    config: Arc<Config>,
+    metrics: Metrics,
+    health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), CaptureError> {
+    let mut producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
+    let mut backoff = BACKOFF_MIN;
+    while !shutdown.is_cancelled() {
+        if producer.is_fatal() {
+            producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
+        }
+        let records_before = metrics.capture_received_bytes_total.get();
+        let ended = run_session(&config, (&metrics, &health), &shutdown, &producer).await;
+        metrics.capture_streaming.set(0);
+        let error = match ended {
+            Ok(()) => continue,
+            Err(error) if error.is_transient() => error,
+            Err(error) => return Err(error),
+        };
+        if records_before < metrics.capture_received_bytes_total.get() {
+            backoff = BACKOFF_MIN;
+        }
+        metrics.stage_restarts_total.with_label_values(&["capture"]).inc();
+        let cause = with_causes(&error);
+        health.waits("capture", cause.as_str());
+        tracing::warn!(error = cause, retry_after = ?backoff, "capture session ended");
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = sleep(backoff) => {}
+        }
+        backoff = BACKOFF_MAX.min(backoff * 2);
+    }
+    Ok(())
+}
+
+/// One session, from connecting to the end of the stream. Ok after `shutdown`, with everything
+/// that was received durable, confirmed, and a clean-stop record.
+///
+/// # Errors
+/// See [`CaptureError`].
+pub async fn run_session(
+    config: &Config,
+    (metrics, health): (&Metrics, &Health),
+    shutdown: &CancellationToken,
+    producer: &Arc<LogProducer>,
+) -> Result<(), CaptureError> {
+    metrics.capture_sessions_total.inc();
+    // Records of our own last session: what they become must be known before progress is read.
+    producer.quiet(config.kafka.delivery_timeout + DELIVERY_SLACK).await?;
+    let Some(mut opened) = open(config, health, shutdown).await? else { return Ok(()) };
+    // A record of another producer may still be on its way to Kafka, also of another of this
+    // process: only our own follow in order.
+    if !opened.record.clean && opened.record.run_id != producer.run_id() {
+        // A batch may have waited for one delivery timeout before its records got another.
+        let wait = 2 * config.kafka.delivery_timeout + config.kafka.socket_timeout;
+        let resume = opened.record.lsn;
+        if !wait_out_predecessor(&mut opened.stream, resume, wait, shutdown).await? {
+            opened.stream.stop().await?;
+            return Ok(());
+        }
+    }
+    metrics.capture_streaming.set(1);
+    health.ready("capture");
+    tracing::info!(slot = config.postgres.slot_name, from = %opened.record.lsn, "streaming");
+    run_stages(config, metrics, shutdown, producer, opened).await
+}
+
+/// What a session needs to start.
+struct Opened {
+    stream: ReplicationStream,
+    shapes: Shapes,
+    xid_near: u64,
+    system: IdentifySystem,
+    record: ProgressRecord,
+}
+
+/// Gets the slot, waiting while another holds it. None: shutdown came first.
+async fn open(
+    config: &Config,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<Option<Opened>, CaptureError> {
+    let name = &config.postgres.slot_name;
+    let mut told = None;
+    loop {
+        let client = client::connect(&config.postgres.url, "onelog capture").await?;
+        publication::verify(&client, &config.postgres.publication_name).await?;
+        let state = slot::inspect(&client, name).await?;
+        let database = database(&client).await?;
+        if let Some(pid) = state.as_ref().and_then(|it| it.active_pid) {
+            if told != Some(pid) {
+                tracing::info!(slot = name, pid, "waiting for slot, held by another process");
+                health.waits("capture", format!("slot {name} is held by pid {pid}"));
+                told = Some(pid);
+            }
+        } else {
+            let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
+            // The record first: it may move on, and must not seem to be ahead of the server.
+            let record = read_record(config).await?;
+            let system = connection.identify_system().await?;
+            slot::decide((name, &database), state.as_ref(), record.as_ref(), &system)?;
+            match start(config, connection, record.as_ref().map_or(Lsn(0), |it| it.lsn)).await {
+                Ok(stream) => {
+                    return verified(config, client, stream, (system, record)).await.map(Some);
+                }
+                // Someone was faster: it holds the slot now.
+                Err(ConnectionError::Server(error)) if error.code == "55006" => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = sleep(SLOT_POLL) => {}
+        }
+    }
+}
+
+async fn start(
+    config: &Config,
+    connection: ReplicationConnection,
+    from: Lsn,
+) -> Result<ReplicationStream, ConnectionError> {
+    // The name is an identifier in a list of them.
+    let publication = config.postgres.publication_name.replace('"', "\"\"");
+    let publications = format!("\"{publication}\"");
+    let options = [("proto_version", "1"), ("publication_names", publications.as_str())];
+    connection.start_replication(&config.postgres.slot_name, from, &options).await
+}
+
+/// The slot is ours now: what we decided by must still be so.
+async fn verified(
+    config: &Config,
+    client: Client,
+    stream: ReplicationStream,
+    (system, record): (IdentifySystem, Option<ProgressRecord>),
+) -> Result<Opened, CaptureError> {
+    let slot = &config.postgres.slot_name;
+    let Some(record) = record.filter(|it| it.system_id == system.system_id) else {
+        return Err(SlotError::NoProgressRecord { slot: slot.clone() }.into());
+    };
+    if read_record(config).await?.as_ref() != Some(&record) {
+        return Err(CaptureError::Raced { slot: slot.clone() });
+    }
+    let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text";
+    let row = client
+        .query_one(sql, &[])
+        .await
+        .map_err(QueryError::while_doing("read the current transaction id"))?;
+    let text: String = row.get(0);
+    let xid_near = text.parse().map_err(|_| SlotError::Malformed(text))?;
+    let publication = &config.postgres.publication_name;
+    let shapes = Shapes::new(client, &config.kafka, publication).await?;
+    Ok(Opened { stream, shapes, xid_near, system, record })
+}
+
+async fn read_record(config: &Config) -> Result<Option<ProgressRecord>, ProgressReadError> {
+    let records = progress_record::read_all(&config.kafka).await?;
+    Ok(records.and_then(|mut it| it.slots.remove(&config.postgres.slot_name)))
+}
+
+async fn database(client: &Client) -> Result<String, QueryError> {
+    let row = client.query_one("SELECT pg_catalog.current_database()::text", &[]).await;
+    row.map(|it| it.get(0)).map_err(QueryError::while_doing("read the database's name"))
+}
+
+/// Waits until nothing that an unclean predecessor has handed to Kafka's client can still land.
+/// False: shutdown came first.
+async fn wait_out_predecessor(
+    stream: &mut ReplicationStream,
+    resume: Lsn,
+    wait: Duration,
+    shutdown: &CancellationToken,
+) -> Result<bool, CaptureError> {
+    let seconds = wait.as_secs_f64();
+    tracing::info!(
+        seconds,
+        "the last writer did not stop cleanly: waiting until its records landed"
+    );
+    let end = Instant::now() + wait;
+    loop {
+        let update = StandbyStatusUpdate {
+            received: resume,
+            flushed: resume,
+            applied: resume,
+            now_us: now_us(),
+            reply_requested: false,
+        };
+        stream.send(&update).await.map_err(SourceError::from)?;
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(false),
+            () = sleep_until(end) => return Ok(true),
+            () = sleep(STATUS_INTERVAL) => {}
+        }
+    }
+}
+
+/// Both stages, each as a task, so that decoding and encoding share two cores.
+async fn run_stages(
+    config: &Config,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+    producer: &Arc<LogProducer>,
+    opened: Opened,
+) -> Result<(), CaptureError> {
+    let resume = opened.record.lsn;
+    producer.resume(resume);
+    let (output, input) = mpsc::channel(BATCHES_MAX);
+    let (durable, confirmed) = watch::channel(resume);
+    let session = ProducerSession {
+        config: config.kafka.clone(),
+        slot: config.postgres.slot_name.clone(),
+        source: SourceContext {
+            name: config.kafka.topic_prefix.clone(),
+            db: config.postgres.url.database.clone(),
+            timeline: opened.system.timeline,
+            system_id: opened.system.system_id,
+        },
+        producer: Arc::clone(producer),
+        resume,
+        shutdown: shutdown.clone(),
+    };
+    let source = Source {
+        stream: opened.stream,
+        shapes: opened.shapes,
+        xid_near: opened.xid_near,
+        confirmed,
+        metrics: metrics.clone(),
+    };
+    let mut stages: JoinSet<Result<(), CaptureError>> = JoinSet::new();
+    stages.spawn(async { run_producer(session, input, durable).await.map_err(Into::into) });
+    let token = shutdown.clone();
+    stages.spawn(async { run_source(source, output, token).await.map_err(Into::into) });
+    let mut first = Ok(());
+    while let Some(joined) = stages.join_next().await {
+        let ended = joined.unwrap_or_else(|error| Err(CaptureError::Panicked(error)));
+        // The first error is the cause; the other stage ends because of it.
+        first = first.and(ended);
+    }
+    first
+}

@@ -1,0 +1,206 @@
+//! `onelog prepare`, capture's half: publication, topics, slot and the first progress record.
+//!
+//! In this order: a slot decodes with the catalog of its time, so the publication must be there
+//! before it; and the record says where the slot begins, so it comes last. Idempotent: what is
+//! there and right is left alone, and what is there and wrong is refused as `run` would refuse it.
+//!
+//! **Invariant:** an existing slot is taken over without a matching record only when a person asks
+//! (`adopt`), since changes may be missing then.
+
+use crate::capture::{DELIVERY_SLACK, database, read_record};
+use crate::config::{Config, KafkaConfig};
+use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
+use crate::kafka::envelope::OutRecord;
+use crate::kafka::producer::{POSTGRES_EPOCH_US, wanted_topic};
+use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
+use crate::kafka::topics::{self, TopicAction, TopicError, WantedTopic};
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::postgres::client::{self, Client};
+use crate::postgres::connection::{ConnectionError, IdentifySystem, ReplicationConnection};
+use crate::postgres::publication::{self, PublicationError};
+use crate::postgres::query_error::QueryError;
+use crate::postgres::slot::{self, SlotError};
+
+/// Why `prepare` stopped. What it said before was done.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("can't connect to Postgres")]
+    Connection(#[from] ConnectionError),
+    #[error("Postgres has wal_level = {found}; set wal_level = logical and restart it")]
+    WalLevel { found: String },
+    #[error("role \"{role}\" may not replicate; run: ALTER ROLE {quoted} REPLICATION")]
+    NotAllowed { role: String, quoted: String },
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error(transparent)]
+    Publication(#[from] PublicationError),
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error("slot \"{slot}\" is held by process {pid}; stop it, and run `onelog prepare` again")]
+    SlotActive { slot: String, pid: i32 },
+    #[error(transparent)]
+    ProgressRead(#[from] ProgressReadError),
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+}
+
+impl PrepareError {
+    /// Whether the same command may succeed later without a person's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connection(error) => error.is_transient(),
+            Self::Query(error) => error.is_transient(),
+            Self::Publication(error) => error.is_transient(),
+            Self::Topic(error) => error.is_transient(),
+            Self::Slot(error) => error.is_transient(),
+            Self::ProgressRead(error) => error.is_transient(),
+            Self::Produce(error) => error.is_transient(),
+            Self::WalLevel { .. } | Self::NotAllowed { .. } | Self::SlotActive { .. } => false,
+        }
+    }
+}
+
+/// Makes everything that `run` needs, and says in `said`, a sentence each, what was done, or with
+/// `dry_run` what would be; also before an error. With `adopt` a slot that does not match our record is taken as it is: changes may be
+/// missing then, so the tables are to be copied again.
+///
+/// # Errors
+/// See [`PrepareError`].
+pub async fn prepare_capture(
+    config: &Config,
+    dry_run: bool,
+    adopt: bool,
+    said: &mut Vec<String>,
+) -> Result<(), PrepareError> {
+    let client = client::connect(&config.postgres.url, "onelog prepare").await?;
+    check_server(&client).await?;
+    let name = &config.postgres.publication_name;
+    let statements = publication::ensure(&client, name, &config.postgres.tables, dry_run).await?;
+    if statements.is_empty() {
+        said.push(format!("Publication {name} has all tables."));
+    }
+    let verb = if dry_run { "Would run" } else { "Ran" };
+    said.extend(statements.iter().map(|it| format!("{verb}: {it}.")));
+
+    let wanted = wanted_topics(config, &client).await?;
+    for action in topics::ensure_topics(&config.kafka, &wanted, dry_run).await? {
+        said.push(match action {
+            TopicAction::Fine { topic } => format!("Topic {topic} is as it should be."),
+            TopicAction::Created { topic } if dry_run => format!("Would create topic {topic}."),
+            TopicAction::Created { topic } => format!("Created topic {topic}."),
+            TopicAction::Drift { warning, .. } => format!("Warning: {warning}"),
+        });
+    }
+    said.extend(prepare_slot(config, &client, (dry_run, adopt)).await?);
+    Ok(())
+}
+
+async fn check_server(client: &Client) -> Result<(), PrepareError> {
+    let sql = "SELECT pg_catalog.current_setting('wal_level'), current_user::text, \
+               pg_catalog.quote_ident(current_user), r.rolsuper OR r.rolreplication \
+               FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
+    let row = client
+        .query_one(sql, &[])
+        .await
+        .map_err(QueryError::while_doing("read wal_level and the role"))?;
+    let found: String = row.get(0);
+    if found != "logical" {
+        return Err(PrepareError::WalLevel { found });
+    }
+    if row.get(3) {
+        Ok(())
+    } else {
+        Err(PrepareError::NotAllowed { role: row.get(1), quoted: row.get(2) })
+    }
+}
+
+/// Ours, and one for each table with its leaves. In a dry run the publication may lack tables
+/// still; their topics are then not told.
+async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTopic>, PrepareError> {
+    let kafka: &KafkaConfig = &config.kafka;
+    let mut wanted: Vec<WantedTopic> = WantedTopic::of_the_daemon(kafka).into();
+    let name = &config.postgres.publication_name;
+    for table in publication::published_tables(client, name).await? {
+        let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
+        if wanted.iter().all(|it| it.name != topic) {
+            wanted.push(wanted_topic(kafka, &topic, !table.key_columns().is_empty()));
+        }
+    }
+    Ok(wanted)
+}
+
+async fn prepare_slot(
+    config: &Config,
+    client: &Client,
+    (dry_run, adopt): (bool, bool),
+) -> Result<Vec<String>, PrepareError> {
+    let name = &config.postgres.slot_name;
+    let state = slot::inspect(client, name).await?;
+    // The record before the server's position: a running daemon moves both on, and the record
+    // must not seem to be ahead.
+    let record = read_record(config).await?;
+    let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
+    let system = &connection.identify_system().await?;
+    let database = database(client).await?;
+    // Neither is a first time. Anything else must match, unless a person says otherwise.
+    if (state.is_some() || record.is_some()) && !adopt {
+        slot::decide((name, &database), state.as_ref(), record.as_ref(), system)?;
+        return Ok(vec![format!("Slot {name} is where its progress record says.")]);
+    }
+    let mut said = Vec::new();
+    let lsn = match &state {
+        None if dry_run => {
+            said.push(format!("Would create slot {name} and its progress record."));
+            return Ok(said);
+        }
+        None => {
+            let lsn = slot::create(client, name).await?;
+            said.push(format!("Created slot {name} at {lsn}."));
+            lsn
+        }
+        Some(state) => {
+            let lsn = slot::check(name, &database, Some(state))?;
+            if let Some(pid) = state.active_pid {
+                return Err(PrepareError::SlotActive { slot: name.clone(), pid });
+            }
+            lsn
+        }
+    };
+    if dry_run {
+        said.push(format!("Would write the progress record of slot {name} at {lsn}."));
+        return Ok(said);
+    }
+    // Who wrote last may still have records in flight.
+    let clean = record.is_none_or(|it| it.clean);
+    write_record(config, system, (lsn, clean)).await?;
+    said.push(format!("Wrote the progress record of slot {name} at {lsn}."));
+    Ok(said)
+}
+
+async fn write_record(
+    config: &Config,
+    system: &IdentifySystem,
+    (lsn, clean): (Lsn, bool),
+) -> Result<(), PrepareError> {
+    let producer = LogProducer::new(&config.kafka, &Metrics::new())?;
+    let record = ProgressRecord {
+        system_id: system.system_id,
+        timeline: system.timeline,
+        lsn,
+        clean,
+        run_id: producer.run_id().to_owned(),
+        at_ms: now_us().saturating_add(POSTGRES_EPOCH_US) / 1000,
+    };
+    let (topic, value) = (config.kafka.progress_topic(), record.to_json());
+    let key = progress_record::slot_key(&config.postgres.slot_name);
+    let out = OutRecord { topic: &topic, key: Some(&key), value: Some(&value), header: None };
+    // The queue of a new producer has room.
+    let sent = producer.send_progress(out, lsn)?;
+    assert!(sent, "an empty queue takes one record");
+    producer.quiet(config.kafka.delivery_timeout + DELIVERY_SLACK).await?;
+    producer.standing()?;
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The commands of the command line, as values; `cli/` has one file a command.
+//!
+//! A command writes what it finds to `out` and returns an exit code: 0 fine, 1 a finding or a
+//! failure. Usage errors are clap's and exit with 2.
+
+pub mod check;
+pub mod explain;
+pub mod prepare;
+pub mod preview;
+pub mod run;
+pub mod selection;
+
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::file::{LoadError, load};
+use crate::config::{LogConfig, LogFormat};
+
+#[derive(Debug, Parser)]
+#[command(name = "onelog", version, about, long_about = None, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The config file.
+    #[arg(long, global = true, default_value = "config.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the daemon until SIGTERM, which drains it. SIGHUP rereads the mapping files.
+    Run {
+        /// Runs only these roles; all by default.
+        #[arg(long, value_delimiter = ',', value_name = "ROLE")]
+        only: Vec<Role>,
+    },
+    /// Looks for everything that would keep the daemon from its work, and says how to cure it.
+    Check {
+        /// Looks at the files alone, without connecting to anything.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Creates what the daemon needs: publication, topics, slot. Says what it does.
+    Prepare {
+        /// Says what would be done, and does nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Takes the slot as it is, although changes between our last record and the slot's
+        /// position are not in the log. Copy the tables again afterwards.
+        #[arg(long)]
+        adopt_slot: bool,
+    },
+    /// Explains which changes touch the documents of a mapping file, and how.
+    Explain {
+        /// A mapping file.
+        file: PathBuf,
+    },
+    /// Prints the documents of one key as they would be written, without writing them.
+    Preview {
+        /// A mapping file.
+        file: PathBuf,
+        /// The document's key.
+        #[arg(long)]
+        key: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Postgres to Kafka.
+    Capture,
+    /// Kafka to Elasticsearch.
+    Translate,
+}
+
+/// What ended a command early. The message names what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    #[error("cannot write the output")]
+    Output(#[from] std::io::Error),
+    #[error("{doing}")]
+    Failed {
+        doing: String,
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl CommandError {
+    pub fn failed(doing: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Failed { doing: doing.into(), source: Box::new(source) }
+    }
+}
+
+/// Runs one command; returns its exit code.
+pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, CommandError> {
+    let path = &arguments.config;
+    if let Command::Check { offline } = arguments.command {
+        return check::check(path, offline, out).await;
+    }
+    let config = load(path)?;
+    match arguments.command {
+        Command::Run { only } => {
+            start_logging(&config.log);
+            run::run(config, &only).await
+        }
+        Command::Prepare { dry_run, adopt_slot } => {
+            prepare::prepare(&config, dry_run, adopt_slot, out).await
+        }
+        Command::Explain { file } => explain::explain(&config, &file, out).await,
+        Command::Preview { file, key } => preview::preview(&config, &file, &key, out).await,
+        Command::Check { .. } => unreachable!("handled above"),
+    }
+}
+
+/// Logs to standard error. `RUST_LOG` wins over the config.
+fn start_logging(log: &LogConfig) {
+    use tracing_subscriber::EnvFilter;
+
+    let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| log.level.clone());
+    // tokio-postgres logs statement parameters at debug: those are the users' data.
+    let filter = EnvFilter::new(format!("{wanted},tokio_postgres=info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    // Only a second call fails, and a process runs one command.
+    debug_assert!(started.is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

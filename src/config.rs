@@ -1,0 +1,140 @@
+//! `config.toml`: as written (in `config/file.rs`) -> [`Config`] as relied on.
+//!
+//! Every field here has been checked; nothing reads the file again. A stage gets its own slice.
+
+pub mod file;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::postgres::url::PostgresUrl;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub postgres: PostgresConfig,
+    pub kafka: KafkaConfig,
+    pub elasticsearch: ElasticsearchConfig,
+    pub translate: TranslateConfig,
+    pub http: HttpConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PostgresConfig {
+    pub url: PostgresUrl,
+    pub slot_name: String,
+    pub publication_name: String,
+    /// Schema-qualified, globs allowed; at least one.
+    pub tables: Vec<String>,
+}
+
+/// What a consumer may count on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    AtLeastOnce,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct KafkaConfig {
+    /// `host:port,host:port`.
+    pub brokers: String,
+    pub topic_prefix: String,
+    pub delivery: Delivery,
+    /// Longest that a record may wait for its acknowledgement. A successor of a daemon that did
+    /// not stop cleanly waits twice this long, and `socket_timeout` more, before it publishes (A14).
+    pub delivery_timeout: Duration,
+    pub socket_timeout: Duration,
+    /// Of the topics that we create.
+    pub partitions: i32,
+    pub replication_factor: i32,
+    /// Of entity topics: for how long every old image is kept for a translator that is behind.
+    pub min_compaction_lag: Duration,
+    /// Consumer group of the translators.
+    pub group_id: String,
+    /// librdkafka properties of the operator's own, applied last: security and the like.
+    pub properties: Vec<(String, String)>,
+}
+
+impl KafkaConfig {
+    /// The compacted topic that holds our progress records.
+    pub fn progress_topic(&self) -> String {
+        format!("{}.onelog.progress", self.topic_prefix)
+    }
+
+    /// Where records and documents go that can't be handled, with the reason in headers.
+    pub fn dead_letter_topic(&self) -> String {
+        format!("{}.onelog.dead-letter", self.topic_prefix)
+    }
+
+    /// The entity topic of a table.
+    pub fn entity_topic(&self, namespace: &str, name: &str) -> String {
+        format!("{}.{namespace}.{name}", self.topic_prefix)
+    }
+}
+
+/// How to say who we are. Never shown: `Debug` is written by hand.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    None,
+    Basic { username: String, password: String },
+    ApiKey(String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Basic { .. } => "Basic(…)",
+            Self::ApiKey(_) => "ApiKey(…)",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ElasticsearchConfig {
+    /// Without credentials: these are in `credentials`.
+    pub url: String,
+    pub credentials: Credentials,
+    /// PEM file of the authority that signed the server's certificate; None: the system's.
+    pub ca_file: Option<PathBuf>,
+    pub index_prefix: String,
+    pub request_timeout: Duration,
+    pub number_of_shards: u32,
+    pub number_of_replicas: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TranslateConfig {
+    /// The folder of mapping files, relative to the config file's folder when not absolute.
+    pub mappings: PathBuf,
+    /// Zero: never.
+    pub poll_interval: Duration,
+    /// Zero: never.
+    pub audit_interval: Duration,
+    /// Connections to Postgres that read documents, and so the most reads at once.
+    pub connections: usize,
+    /// Most keys that one read asks for.
+    pub keys_per_read: usize,
+    /// Most keys waiting to be read before the consumer pauses.
+    pub pending_keys_max: usize,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpConfig {
+    pub listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives as in `RUST_LOG`.
+    pub level: String,
+    pub format: LogFormat,
+}

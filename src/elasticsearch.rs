@@ -1,0 +1,7 @@
+//! Elasticsearch: one alias a collection, one index a definition, and the version rule that stops
+//! stale writes.
+
+pub mod bulk;
+pub mod client;
+pub mod index;
+pub mod write;

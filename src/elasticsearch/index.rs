@@ -1,0 +1,209 @@
+//! Indices and aliases: one index a definition, one alias a collection, swapped in one call.
+//!
+//! **Invariant:** frontends read the alias only, and nothing here leaves it without an index or
+//! with two.
+
+pub mod definition;
+pub mod field_types;
+pub mod read;
+
+use elasticsearch::http::Method;
+use serde_json::{Value, json};
+
+use crate::config::ElasticsearchConfig;
+use crate::elasticsearch::client::{ElasticError, Elasticsearch, Request};
+use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, alias_name};
+
+/// What a collection's alias leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AliasState {
+    Missing,
+    /// One index, or several if someone else had a hand in it.
+    On(Vec<String>),
+    /// There is an index of that very name, so that the alias can't be made.
+    IsAnIndex,
+}
+
+impl Elasticsearch {
+    /// Creates an index unless it is there. True: it is new.
+    ///
+    /// # Errors
+    /// As any request; [`ElasticError::Refused`] also when the index that is there is not ours.
+    pub async fn create(&self, definition: &IndexDefinition) -> Result<bool, ElasticError> {
+        let doing = "creating an index";
+        let index = &definition.index;
+        if let Some(meta) = self.note(index).await? {
+            let same = meta.is_some_and(|it| {
+                (&it.collection, &it.hash) == (&definition.meta.collection, &definition.meta.hash)
+            });
+            let reason =
+                format!("index {index} is there and is not ours: delete it, or set index_prefix");
+            return match same {
+                true => Ok(false),
+                false => Err(ElasticError::Refused { doing, status: 400, reason }),
+            };
+        }
+        let request = Request::new(doing, Method::Put, format!("/{index}")).body(&definition.body);
+        match self.send(request).await {
+            Ok(_) => Ok(true),
+            // Another process was quicker, or our first try was and its answer was lost.
+            Err(ElasticError::Refused { reason, .. })
+                if reason.starts_with("resource_already_exists_exception") =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What an alias leads to.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn alias_state(&self, alias: &str) -> Result<AliasState, ElasticError> {
+        let doing = "asking for an alias";
+        let found: Value = match self.json(Request::get(doing, format!("/{alias}/_alias"))).await {
+            Ok(found) => found,
+            Err(ElasticError::NotFound { .. }) => return Ok(AliasState::Missing),
+            Err(error) => return Err(error),
+        };
+        let indices: Vec<String> =
+            found.as_object().into_iter().flat_map(|it| it.keys().cloned()).collect();
+        Ok(match indices.as_slice() {
+            [] => AliasState::Missing,
+            [only] if only == alias => AliasState::IsAnIndex,
+            _ => AliasState::On(indices),
+        })
+    }
+
+    /// Leads an alias to `new` and away from `old`, in one step that readers can't see between.
+    ///
+    /// # Errors
+    /// As any request. [`ElasticError::NotFound`]: the alias was not on `old` any more, or an index
+    /// is gone; nothing has changed then.
+    pub async fn swap_alias(
+        &self,
+        alias: &str,
+        new: &str,
+        old: Option<&str>,
+    ) -> Result<(), ElasticError> {
+        let mut actions = vec![json!({ "add": { "index": new, "alias": alias } })];
+        if let Some(old) = old.filter(|it| *it != new) {
+            let remove = json!({ "index": old, "alias": alias, "must_exist": true });
+            actions.insert(0, json!({ "remove": remove }));
+        }
+        let request = Request::new("swapping an alias", Method::Post, "/_aliases");
+        self.send(request.body(&json!({ "actions": actions }))).await.map(drop)
+    }
+
+    /// Notes whether every document of an index has been written, so that nothing is owed to it.
+    ///
+    /// # Errors
+    /// As any request; [`ElasticError::NotFound`] when the index is gone or not ours.
+    pub async fn mark_built(&self, index: &str, built: bool) -> Result<(), ElasticError> {
+        let doing = "marking an index as built";
+        let Some(meta) = self.meta(index).await? else {
+            let reason = format!("{index} is gone or not ours");
+            return Err(ElasticError::NotFound { doing, reason });
+        };
+        let body = json!({ "_meta": IndexMeta { built, ..meta }.to_json() });
+        let request = Request::new(doing, Method::Put, format!("/{index}/_mapping"));
+        self.send(request.body(&body)).await.map(drop)
+    }
+
+    /// Our note in an index; None: it is gone, or not ours.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn meta(&self, index: &str) -> Result<Option<IndexMeta>, ElasticError> {
+        Ok(self.note(index).await?.flatten())
+    }
+
+    /// None: there is no such index. Some(None): it has no note of ours.
+    async fn note(&self, index: &str) -> Result<Option<Option<IndexMeta>>, ElasticError> {
+        let request = Request::get("reading an index's note", format!("/{index}/_mapping"));
+        let found: Value = match self.json(request).await {
+            Ok(found) => found,
+            Err(ElasticError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(found.get(index).map(note_of))
+    }
+
+    /// Every index of ours, with our note: those whose name is the one that the note implies.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn all_indices(
+        &self,
+        config: &ElasticsearchConfig,
+    ) -> Result<Vec<(String, IndexMeta)>, ElasticError> {
+        let path = format!("/{}*/_mapping", config.index_prefix);
+        let found: Value = self.json(Request::get("listing indices", path)).await?;
+        let all = found.as_object().into_iter().flatten();
+        let noted = all.filter_map(|(index, it)| Some((index.clone(), note_of(it)?)));
+        // Another deployment's prefix may begin with ours.
+        let ours = |index: &str, meta: &IndexMeta| {
+            index == format!("{}-{}", alias_name(config, &meta.collection), meta.hash)
+        };
+        Ok(noted.filter(|(index, meta)| ours(index, meta)).collect())
+    }
+
+    /// Every index of ours of a collection, live or not, with our note, by name. `alias` is the
+    /// collection's, as their names begin with it.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn list_indices(
+        &self,
+        alias: &str,
+        collection: &str,
+    ) -> Result<Vec<(String, IndexMeta)>, ElasticError> {
+        let request = Request::get("listing indices", format!("/{alias}-*/_mapping"));
+        let found: Value = self.json(request).await?;
+        let all = found.as_object().into_iter().flatten();
+        // `a-*` also finds the indices of a collection `a-b`; the note tells.
+        let ours = all.filter_map(|(index, it)| Some((index.clone(), note_of(it)?)));
+        let mut list: Vec<_> = ours.filter(|(_, it)| it.collection == collection).collect();
+        list.sort_by(|left, right| left.0.cmp(&right.0));
+        Ok(list)
+    }
+
+    /// Deletes an index; one that is gone is fine.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn delete_index(&self, index: &str) -> Result<(), ElasticError> {
+        let request = Request::new("deleting an index", Method::Delete, format!("/{index}"));
+        match self.send(request).await {
+            Ok(_) | Err(ElasticError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many documents were searchable at the last refresh.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn count(&self, index: &str) -> Result<u64, ElasticError> {
+        let doing = "counting documents";
+        let found: Value = self.json(Request::get(doing, format!("/{index}/_count"))).await?;
+        found
+            .get("count")
+            .and_then(Value::as_u64)
+            .ok_or_else(|| ElasticError::Malformed { doing, source: "no count".into() })
+    }
+
+    /// Makes every write so far searchable.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn refresh(&self, index: &str) -> Result<(), ElasticError> {
+        let path = format!("/{index}/_refresh");
+        self.send(Request::new("refreshing an index", Method::Post, path)).await.map(drop)
+    }
+}
+
+fn note_of(index: &Value) -> Option<IndexMeta> {
+    IndexMeta::from_json(index.get("mappings")?.get("_meta")?)
+}

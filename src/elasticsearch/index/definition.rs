@@ -1,0 +1,149 @@
+//! An index as it is created: names, settings, mappings, and our own note in `_meta` (pure).
+
+use serde_json::{Map, Value, json};
+
+use crate::config::ElasticsearchConfig;
+use crate::elasticsearch::bulk::write_alias;
+use crate::elasticsearch::index::field_types;
+use crate::mapping::plan::CollectionPlan;
+
+/// Elasticsearch's default: each field costs memory on every node.
+const FIELDS_MIN: usize = 1_000;
+
+/// The alias that frontends read.
+pub fn alias_name(config: &ElasticsearchConfig, collection: &str) -> String {
+    format!("{}{collection}", config.index_prefix)
+}
+
+/// The index of one definition of a collection.
+pub fn index_name(config: &ElasticsearchConfig, plan: &CollectionPlan) -> String {
+    format!("{}-{}", alias_name(config, &plan.name), plan.hash)
+}
+
+/// Our note in an index: whose it is, and whether it is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexMeta {
+    pub collection: String,
+    /// `CollectionPlan::hash`.
+    pub hash: String,
+    /// Every document has been written once.
+    pub built: bool,
+    /// Of the Postgres cluster: versions of another one can't be compared (rule 3).
+    pub system_id: u64,
+}
+
+impl IndexMeta {
+    pub fn of(plan: &CollectionPlan, system_id: u64) -> Self {
+        let (collection, hash) = (plan.name.clone(), plan.hash.clone());
+        Self { collection, hash, built: false, system_id }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        // 64 unsigned bits are more than JSON readers keep, so the id is text.
+        json!({ "onelog": {
+            "collection": self.collection,
+            "hash": self.hash,
+            "built": self.built,
+            "system_id": self.system_id.to_string(),
+        }})
+    }
+
+    /// None: the index is not ours.
+    pub(super) fn from_json(meta: &Value) -> Option<Self> {
+        let note = meta.get("onelog")?;
+        Some(Self {
+            collection: note.get("collection")?.as_str()?.to_owned(),
+            hash: note.get("hash")?.as_str()?.to_owned(),
+            built: note.get("built")?.as_bool()?,
+            system_id: note.get("system_id")?.as_str()?.parse().ok()?,
+        })
+    }
+}
+
+/// The body of the request that creates a collection's index.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IndexDefinition {
+    pub index: String,
+    pub meta: IndexMeta,
+    pub(super) body: Value,
+}
+
+impl IndexDefinition {
+    pub fn new(config: &ElasticsearchConfig, plan: &CollectionPlan, system_id: u64) -> Self {
+        let meta = IndexMeta::of(plan, system_id);
+        let mut mappings = field_types::mappings(plan);
+        mappings.insert("_meta".to_owned(), meta.to_json());
+        let columns: usize = plan.entries.iter().map(|it| it.columns.len()).sum();
+        let mut settings = Map::new();
+        let mut set = |name: &str, value: Value| drop(settings.insert(name.to_owned(), value));
+        set("number_of_shards", config.number_of_shards.into());
+        set("number_of_replicas", config.number_of_replicas.into());
+        // The versions of deleted documents must outlive every read that may still be written.
+        set("gc_deletes", "1h".into());
+        set("mapping.total_fields.limit", (FIELDS_MIN + 4 * columns).into());
+        let written = serde_json::from_str(&plan.settings.index_settings);
+        let written: Map<String, Value> = written.expect("mapping/file.rs wrote this JSON");
+        flatten("", written, &mut settings);
+        let index = index_name(config, plan);
+        let aliases = json!({ write_alias(&index): { "is_hidden": true } });
+        let body = json!({
+            "settings": { "index": settings },
+            "mappings": mappings,
+            "aliases": aliases,
+        });
+        Self { index, meta, body }
+    }
+}
+
+/// Settings may be written with or without `index.`, nested or dotted: one form, so that the
+/// writer's replace ours.
+fn flatten(prefix: &str, written: Map<String, Value>, into: &mut Map<String, Value>) {
+    for (name, value) in written {
+        let name = format!("{prefix}{name}");
+        match value {
+            Value::Object(inner) => flatten(&format!("{name}."), inner, into),
+            value => {
+                let bare = name.strip_prefix("index.").unwrap_or(&name);
+                into.insert(bare.to_owned(), value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_one_form() {
+        let written = json!({
+            "number_of_shards": 3,
+            "index.refresh_interval": "5s",
+            "index": { "analysis": { "a": 1 } },
+            "sort": { "field": ["x"] },
+        });
+        let Value::Object(written) = written else { panic!() };
+        let mut settings = Map::new();
+        settings.insert("number_of_shards".to_owned(), json!(1));
+        flatten("", written, &mut settings);
+        let expected = json!({
+            "number_of_shards": 3,
+            "refresh_interval": "5s",
+            "analysis.a": 1,
+            "sort.field": ["x"],
+        });
+        assert_eq!(Value::Object(settings), expected);
+    }
+
+    #[test]
+    fn our_note_comes_back_as_it_was() {
+        let meta = IndexMeta {
+            collection: "c".to_owned(),
+            hash: "0123456789ab".to_owned(),
+            built: true,
+            system_id: u64::MAX,
+        };
+        assert_eq!(IndexMeta::from_json(&meta.to_json()), Some(meta));
+        assert_eq!(IndexMeta::from_json(&json!({})), None);
+    }
+}

@@ -1,0 +1,177 @@
+//! SQL result types -> Elasticsearch field mappings (pure).
+//!
+//! Numbers and dates are derived with `ignore_malformed`: Postgres has NaN, infinities and BC
+//! dates, which Elasticsearch would refuse together with the whole document.
+
+use serde_json::{Map, Value, json};
+
+use crate::mapping::Nest;
+use crate::mapping::plan::{CollectionPlan, OutputColumn};
+
+/// OIDs from here on are of types that the database's users made (FirstNormalObjectId).
+const FIRST_USER_OID: u32 = 16_384;
+/// A term may have 32,766 bytes, and a character of UTF-8 up to 4.
+const KEYWORD_CHARACTERS_MAX: u32 = 8_191;
+/// As Elasticsearch's own dynamic mapping of strings.
+const SUB_FIELD_CHARACTERS_MAX: u32 = 256;
+
+/// The field mapping of a column; None: left to what the values turn out to be.
+fn field_type(column: &OutputColumn) -> Option<Value> {
+    let element = column.type_name.trim_end_matches("[]");
+    // Extensions' names may be qualified.
+    let bare = element.rsplit('.').next().unwrap_or(element);
+    let number = |kind: &str| Some(json!({ "type": kind, "ignore_malformed": true }));
+    match bare {
+        "text" | "character varying" | "citext" | "xml" => Some(text()),
+        "smallint" => number("short"),
+        "integer" => number("integer"),
+        "bigint" | "oid" => number("long"),
+        "numeric" | "double precision" => number("double"),
+        "real" => number("float"),
+        "boolean" => Some(json!({ "type": "boolean" })),
+        "date" | "timestamp with time zone" | "timestamp without time zone" => Some(json!({
+            "type": "date",
+            "format": "strict_date_optional_time||epoch_millis",
+            "ignore_malformed": true,
+        })),
+        "json" | "jsonb" | "record" => None,
+        _ if column.type_oid >= FIRST_USER_OID => None,
+        _ => Some(keyword()),
+    }
+}
+
+fn text() -> Value {
+    let sub_field = json!({ "type": "keyword", "ignore_above": SUB_FIELD_CHARACTERS_MAX });
+    json!({ "type": "text", "fields": { "keyword": sub_field } })
+}
+
+fn keyword() -> Value {
+    json!({ "type": "keyword", "ignore_above": KEYWORD_CHARACTERS_MAX })
+}
+
+/// Whether we can't tell by its name what a type is: an enum, a domain, a composite.
+fn is_user_type(column: &OutputColumn) -> bool {
+    column.type_oid >= FIRST_USER_OID && field_type(column).is_none()
+}
+
+/// The `mappings` of a collection's index, without `_meta`.
+///
+/// When two entries yield the same field, the later one's type wins, as its value does.
+pub fn mappings(plan: &CollectionPlan) -> Map<String, Value> {
+    let mut properties = Map::new();
+    let mut templates = Vec::new();
+    for planned in &plan.entries {
+        let columns: Vec<&OutputColumn> = match &planned.entry.nest {
+            Nest::Top => planned.columns.iter().collect(),
+            // The key column is left out of nested objects.
+            Nest::Many(_) | Nest::One(_) => {
+                planned.columns.iter().filter(|it| it.name != planned.entry.key).collect()
+            }
+        };
+        let types = columns.iter().filter_map(|it| Some((it.name.clone(), field_type(it)?)));
+        let prefix = match &planned.entry.nest {
+            Nest::Top => {
+                // What an earlier entry said of the same field is void, even if now unknown.
+                for column in &columns {
+                    properties.remove(&column.name);
+                }
+                properties.extend(types);
+                String::new()
+            }
+            Nest::Many(field) | Nest::One(field) => {
+                let inner: Map<String, Value> = types.collect();
+                properties.insert(field.clone(), json!({ "properties": inner }));
+                format!("{field}.")
+            }
+        };
+        let user_types = columns.iter().filter(|it| is_user_type(it));
+        templates.extend(user_types.map(|it| enum_template(&format!("{prefix}{}", it.name))));
+    }
+    for (field, written) in &plan.settings.field_types {
+        let written = serde_json::from_str(written).expect("mapping/file.rs wrote this JSON");
+        put(&mut properties, field, written);
+    }
+    templates.extend(dynamic_templates());
+    let mut mappings = Map::new();
+    // A string in a JSON column that looks like a date would bind the field to dates.
+    mappings.insert("date_detection".to_owned(), json!(false));
+    mappings.insert("dynamic_templates".to_owned(), Value::Array(templates));
+    mappings.insert("properties".to_owned(), Value::Object(properties));
+    mappings
+}
+
+/// A column of a user's type is a keyword if its values are strings, as an enum's are.
+fn enum_template(path: &str) -> Value {
+    json!({ path: { "match_mapping_type": "string", "path_match": path, "mapping": keyword() } })
+}
+
+/// For the inside of JSON columns: what does not fit the field's first value is not searchable,
+/// rather than refused.
+fn dynamic_templates() -> [Value; 3] {
+    let number = |kind: &str| {
+        let mapping = json!({ "type": kind, "ignore_malformed": true });
+        json!({ format!("onelog_{kind}"): { "match_mapping_type": kind, "mapping": mapping } })
+    };
+    let strings = json!({ "match_mapping_type": "string", "mapping": text() });
+    [number("long"), number("double"), json!({ "onelog_string": strings })]
+}
+
+/// Puts a field's mapping where its dotted name says: `a.b` is b within a, if a is an object here.
+fn put(properties: &mut Map<String, Value>, field: &str, mapping: Value) {
+    let inner = field.split_once('.').and_then(|(first, rest)| {
+        let inner = properties.get_mut(first)?.get_mut("properties")?.as_object_mut()?;
+        Some((inner, rest))
+    });
+    match inner {
+        Some((inner, rest)) => put(inner, rest, mapping),
+        None => drop(properties.insert(field.to_owned(), mapping)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_result_type_has_its_field_type() {
+        let cases = [
+            (25, "text", "text"),
+            (1015, "character varying[]", "text"),
+            (16_400, "public.citext", "text"),
+            (21, "smallint", "short"),
+            (20, "bigint", "long"),
+            (1231, "numeric[]", "double"),
+            (700, "real", "float"),
+            (16, "boolean", "boolean"),
+            (1082, "date", "date"),
+            (1114, "timestamp without time zone", "date"),
+            (2950, "uuid", "keyword"),
+            (869, "inet", "keyword"),
+            (1186, "interval", "keyword"),
+            (17, "bytea", "keyword"),
+            (3802, "jsonb", "unmapped"),
+            (20_000, "mood", "unmapped"),
+        ];
+        for (type_oid, type_name, expected) in cases {
+            let name = "c".to_owned();
+            let column = OutputColumn { name, type_oid, type_name: type_name.to_owned() };
+            let found = field_type(&column);
+            let found = found.as_ref().map_or("unmapped", |it| it["type"].as_str().unwrap());
+            assert_eq!(found, expected, "{type_name}");
+        }
+    }
+
+    #[test]
+    fn an_override_reaches_into_nested_objects() {
+        let inner = json!({ "n": { "type": "integer" } });
+        let mut properties = Map::new();
+        properties.insert("sites".to_owned(), json!({ "properties": inner }));
+        put(&mut properties, "sites.n", json!({ "type": "keyword" }));
+        put(&mut properties, "other.x", json!({ "type": "ip" }));
+        let expected = json!({
+            "sites": { "properties": { "n": { "type": "keyword" } } },
+            "other.x": { "type": "ip" },
+        });
+        assert_eq!(Value::Object(properties), expected);
+    }
+}

@@ -1,0 +1,305 @@
+//! The log, read by the translators' consumer group.
+//!
+//! Where reading starts is decided here, before anything is consumed: a partition whose committed
+//! offset is missing, out of range, or so old that compaction may have eaten an old image starts
+//! at its end, and its table is named as *lost*, so that the collections that read it are swept.
+//! Offsets are committed only up to the first record whose documents are not written yet.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer,
+};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Statistics};
+
+use crate::config::KafkaConfig;
+use crate::kafka::settings;
+
+/// Longest wait for one answer of the broker about positions. An outage at this moment is an
+/// error that the caller repeats with backoff.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Margin of the age check: clocks of broker and translator may differ by this much.
+const CLOCK_MARGIN: Duration = Duration::from_secs(3_600);
+
+/// The log could not be read. All of these are outages: waited out and tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("Kafka failed while {doing}")]
+pub struct LogError {
+    pub doing: &'static str,
+    #[source]
+    pub source: KafkaError,
+}
+
+fn while_doing(doing: &'static str) -> impl FnOnce(KafkaError) -> LogError {
+    move |source| LogError { doing, source }
+}
+
+/// One partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    pub topic: String,
+    pub number: i32,
+}
+
+/// What the group's membership brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rebalanced {
+    Assigned(Vec<Partition>),
+    Revoked(Vec<Partition>),
+}
+
+/// Collects what librdkafka says by callback, for the one task that reads it.
+#[derive(Debug, Default)]
+pub struct LogContext {
+    rebalanced: Mutex<Vec<Rebalanced>>,
+    high_offsets: Mutex<HashMap<Partition, i64>>,
+    /// No broker was connected when librdkafka last looked, once a second.
+    away: AtomicBool,
+}
+
+fn partitions_of(list: &TopicPartitionList) -> Vec<Partition> {
+    let elements = list.elements();
+    elements
+        .iter()
+        .map(|it| Partition { topic: it.topic().to_owned(), number: it.partition() })
+        .collect()
+}
+
+impl ClientContext for LogContext {
+    fn error(&self, error: KafkaError, reason: &str) {
+        settings::hush(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let connected = statistics.brokers.values().any(|it| it.state == "UP");
+        self.away.store(!connected, Ordering::Relaxed);
+        let mut high = self.high_offsets.lock().unwrap_or_else(PoisonError::into_inner);
+        for (topic, facts) in statistics.topics {
+            for (number, partition) in facts.partitions {
+                if number >= 0 && partition.hi_offset >= 0 {
+                    let place = Partition { topic: topic.clone(), number };
+                    high.insert(place, partition.hi_offset);
+                }
+            }
+        }
+    }
+}
+
+impl ConsumerContext for LogContext {
+    fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(list) = rebalance {
+            let event = Rebalanced::Revoked(partitions_of(list));
+            self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        }
+    }
+
+    fn post_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = rebalance {
+            let event = Rebalanced::Assigned(partitions_of(list));
+            self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        }
+    }
+}
+
+/// A member of the group.
+pub struct Log {
+    consumer: Arc<StreamConsumer<LogContext>>,
+}
+
+/// Settings of the group's members. librdkafka's defaults would buffer 64 MiB and wait 1 s after
+/// a full queue.
+fn member_config(config: &KafkaConfig) -> ClientConfig {
+    let own = [
+        ("group.id", config.group_id.clone()),
+        ("enable.auto.commit", "false".to_owned()),
+        ("enable.auto.offset.store", "false".to_owned()),
+        // Positions are always committed before a topic is subscribed to; anything else is an
+        // error to look at, not a reason to skip or repeat.
+        ("auto.offset.reset", "error".to_owned()),
+        ("isolation.level", "read_uncommitted".to_owned()),
+        ("fetch.min.bytes", "1".to_owned()),
+        ("fetch.wait.max.ms", "500".to_owned()),
+        ("fetch.queue.backoff.ms", "5".to_owned()),
+        ("queued.min.messages", "10000".to_owned()),
+        ("queued.max.messages.kbytes", "8192".to_owned()),
+        // The broker's minimum: how long a crashed member's partitions wait for the next.
+        ("session.timeout.ms", "6000".to_owned()),
+        ("heartbeat.interval.ms", "1500".to_owned()),
+        ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
+        ("statistics.interval.ms", "1000".to_owned()),
+    ];
+    settings::client_config(config, &own)
+}
+
+impl Log {
+    /// Creates the member; nothing is read before [`Log::subscribe`].
+    pub fn new(config: &KafkaConfig) -> Result<Self, LogError> {
+        let consumer = member_config(config)
+            .create_with_context(LogContext::default())
+            .map_err(while_doing("creating the consumer"))?;
+        Ok(Self { consumer: Arc::new(consumer) })
+    }
+
+    pub fn consumer(&self) -> &StreamConsumer<LogContext> {
+        &self.consumer
+    }
+
+    /// Membership changes since the last call, oldest first.
+    pub fn take_rebalanced(&self) -> Vec<Rebalanced> {
+        let context = self.consumer.context();
+        std::mem::take(&mut *context.rebalanced.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The end of a partition as the broker last said it.
+    pub fn high_offset(&self, partition: &Partition) -> Option<i64> {
+        let context = self.consumer.context();
+        let high = context.high_offsets.lock().unwrap_or_else(PoisonError::into_inner);
+        high.get(partition).copied()
+    }
+
+    /// Subscribes to exactly these topics. Their positions must have been committed.
+    pub fn subscribe(&self, topics: &[String]) -> Result<(), LogError> {
+        if topics.is_empty() {
+            self.consumer.unsubscribe();
+            return Ok(());
+        }
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&names).map_err(while_doing("subscribing"))
+    }
+
+    /// Whether no broker is connected. An idle log is silent, so that nothing else says when an
+    /// outage has ended.
+    pub fn is_away(&self) -> bool {
+        self.consumer.context().away.load(Ordering::Relaxed)
+    }
+
+    /// Stops fetching while poll() goes on, so that a long wait causes no rebalance.
+    pub fn pause(&self, paused: bool) -> Result<(), LogError> {
+        let assigned = self.consumer.assignment().map_err(while_doing("pausing"))?;
+        let result =
+            if paused { self.consumer.pause(&assigned) } else { self.consumer.resume(&assigned) };
+        result.map_err(while_doing("pausing"))
+    }
+
+    /// Commits positions (the next offset to read of each partition).
+    pub fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), LogError> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let list = position_list(positions)?;
+        self.consumer.commit(&list, mode).map_err(while_doing("committing offsets"))
+    }
+
+    /// Commits the positions that [`Log::lost_positions`] proposed, and waits for it.
+    pub async fn commit_lost(&self, positions: Vec<(Partition, i64)>) -> Result<(), LogError> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let list = position_list(&positions)?;
+        let consumer = Arc::clone(&self.consumer);
+        let committed =
+            tokio::task::spawn_blocking(move || consumer.commit(&list, CommitMode::Sync));
+        let result = committed.await.unwrap_or(Err(KafkaError::Canceled));
+        result.map_err(while_doing("committing first offsets"))
+    }
+
+    /// Which of `topics` have a partition whose position is missing, out of range, or older than
+    /// `age_max`, with the positions from which reading may start instead (their ends).
+    ///
+    /// Nothing is committed here: whoever is affected must first note durably that it is owed a
+    /// sweep. Blocks for network answers, so it runs on a blocking thread.
+    pub async fn lost_positions(
+        &self,
+        topics: Vec<String>,
+        age_max: Duration,
+    ) -> Result<Vec<(Partition, i64)>, LogError> {
+        let consumer = Arc::clone(&self.consumer);
+        let found = tokio::task::spawn_blocking(move || {
+            let mut lost = Vec::new();
+            for topic in topics {
+                lost.extend(lost_of_topic(&consumer, &topic, age_max)?);
+            }
+            Ok(lost)
+        });
+        found.await.unwrap_or_else(|_panicked| {
+            Err(LogError { doing: "reading positions", source: KafkaError::Canceled })
+        })
+    }
+}
+
+fn position_list(positions: &[(Partition, i64)]) -> Result<TopicPartitionList, LogError> {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for (partition, offset) in positions {
+        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))
+            .map_err(while_doing("naming a position"))?;
+    }
+    Ok(list)
+}
+
+fn lost_of_topic(
+    consumer: &StreamConsumer<LogContext>,
+    topic: &str,
+    age_max: Duration,
+) -> Result<Vec<(Partition, i64)>, LogError> {
+    let metadata = consumer
+        .fetch_metadata(Some(topic), ANSWER_MAX)
+        .map_err(while_doing("reading a topic's partitions"))?;
+    let numbers: Vec<i32> = metadata
+        .topics()
+        .iter()
+        .flat_map(|it| it.partitions().iter().map(|partition| partition.id()))
+        .collect();
+    let mut wanted = TopicPartitionList::new();
+    let mut aged = TopicPartitionList::new();
+    let oldest_ms = oldest_trusted_ms(age_max);
+    for &number in &numbers {
+        wanted.add_partition(topic, number);
+        aged.add_partition_offset(topic, number, Offset::Offset(oldest_ms))
+            .map_err(while_doing("naming a position"))?;
+    }
+    let committed = consumer
+        .committed_offsets(wanted, ANSWER_MAX)
+        .map_err(while_doing("reading committed offsets"))?;
+    let first_trusted = consumer
+        .offsets_for_times(aged, ANSWER_MAX)
+        .map_err(while_doing("reading offsets by time"))?;
+
+    let mut lost = Vec::new();
+    for number in numbers {
+        let (low, high) = consumer
+            .fetch_watermarks(topic, number, ANSWER_MAX)
+            .map_err(while_doing("reading a partition's ends"))?;
+        let trusted_from = offset_of(&first_trusted, topic, number).unwrap_or(high);
+        let position = offset_of(&committed, topic, number);
+        let fine = position.is_some_and(|at| {
+            let in_range = low <= at && at <= high;
+            in_range && (at == high || trusted_from <= at)
+        });
+        if !fine {
+            lost.push((Partition { topic: topic.to_owned(), number }, high));
+        }
+    }
+    Ok(lost)
+}
+
+fn offset_of(list: &TopicPartitionList, topic: &str, number: i32) -> Option<i64> {
+    match list.find_partition(topic, number)?.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+/// Records before this time (in ms since the Unix epoch) may lack predecessors that compaction
+/// has eaten.
+fn oldest_trusted_ms(age_max: Duration) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let oldest = now.saturating_sub(age_max.saturating_sub(CLOCK_MARGIN));
+    i64::try_from(oldest.as_millis()).unwrap_or(i64::MAX)
+}

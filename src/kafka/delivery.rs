@@ -1,0 +1,470 @@
+//! The idempotent producer of capture, and what becomes of the records handed to it.
+//!
+//! One producer lives through all sessions of a process: what an old session still has in flight
+//! and what its successor replays then go the same way, in order, and no stale record can land
+//! behind a newer one (A14). Only a fatal error of librdkafka, or the process' end, ends it.
+//!
+//! Delivery reports arrive on librdkafka's own polling thread, and each names its transaction;
+//! [`Progress`] stands behind a mutex that nobody holds longer than one count takes.
+//!
+//! **Invariant:** a failed delivery is never forgotten: it stays the session's failure until the
+//! next session resumes from what was confirmed.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rdkafka::client::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header as KafkaHeader, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+
+use crate::config::KafkaConfig;
+use crate::kafka::envelope::{EnvelopeError, Header, OutRecord};
+use crate::kafka::settings;
+use crate::kafka::topics::TopicError;
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::progress::{CommitOutOfOrder, Progress, TransactionSeq};
+
+/// Marks the delivery report of a progress record, which belongs to no transaction.
+const PROGRESS_RECORD: usize = usize::MAX;
+
+/// Microseconds from 1970-01-01 to 2000-01-01, the Postgres epoch.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// How often a full queue is looked at again if no delivery report says that there is room.
+const ROOM_CHECK: Duration = Duration::from_millis(50);
+
+/// Most records in librdkafka's queue: some 50 ms at full speed.
+const QUEUE_RECORDS: &str = "10000";
+
+/// Whoever waits for room is woken when no more than this many records are in flight: woken for
+/// each report, it would send one record and wait again, at the price of a context switch.
+const ROOM_RECORDS: u64 = 5_000;
+
+/// Why records can't be produced.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProduceError {
+    #[error("can't make a producer; check [kafka] properties")]
+    Client(#[source] KafkaError),
+    /// Not acknowledged in time or refused. What is not confirmed is sent again.
+    #[error("Kafka did not take a record of topic {topic}")]
+    Delivery {
+        topic: String,
+        #[source]
+        source: KafkaError,
+    },
+    /// librdkafka can't keep the order any more and needs a new producer.
+    #[error("Kafka's idempotent producer failed for good")]
+    Fatal(#[source] KafkaError),
+    #[error(
+        "the record with key {key} of topic {topic} is too large for Kafka ({size} bytes); raise \
+         max.message.bytes of the topic (and message.max.bytes in [kafka] properties)"
+    )]
+    TooLarge { topic: String, key: String, size: usize },
+    #[error("a batch waited {waited:?} before it could be sent: its slot may be another's by now")]
+    Stale { waited: Duration },
+    #[error("Kafka did not acknowledge what was in flight within {waited:?}")]
+    DrainTimedOut { waited: Duration },
+    #[error(transparent)]
+    Order(#[from] CommitOutOfOrder),
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    #[error(transparent)]
+    Topic(Arc<TopicError>),
+    #[error("a logical message with prefix {prefix} arrived, which was not asked for")]
+    Message { prefix: String },
+}
+
+impl ProduceError {
+    /// Whether a new session may succeed without a person's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Delivery { source, .. } => settings::is_transient(source),
+            Self::Fatal(_) | Self::Stale { .. } | Self::DrainTimedOut { .. } => true,
+            Self::Envelope(error) => error.is_transient(),
+            Self::Topic(error) => error.is_transient(),
+            Self::Client(_) | Self::TooLarge { .. } | Self::Order(_) | Self::Message { .. } => {
+                false
+            }
+        }
+    }
+}
+
+/// What delivery reports have said so far.
+struct State {
+    progress: Progress,
+    /// Commit times of transactions that wait for acknowledgements, by number.
+    commit_times: VecDeque<(TransactionSeq, i64)>,
+    /// Records handed over without a report yet; progress records too.
+    outstanding: u64,
+    /// The LSN of the progress record in flight.
+    record_in_flight: Option<Lsn>,
+    /// The LSN of the newest progress record that is durable.
+    recorded: Lsn,
+    failure: Option<ProduceError>,
+}
+
+struct Deliveries {
+    state: Mutex<State>,
+    /// `confirmed` moved, a progress record was acknowledged, all is quiet, or something failed.
+    moved: Notify,
+    /// Reports arrived, and half of the queue is free.
+    room: Notify,
+    fatal: AtomicBool,
+    metrics: Metrics,
+}
+
+impl Deliveries {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held is a broken invariant of ours; the panic itself ends us.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Context(Arc<Deliveries>);
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.0.fatal.store(true, Ordering::Release);
+            self.0.lock().failure = Some(ProduceError::Fatal(error));
+            self.0.moved.notify_one();
+        } else {
+            tracing::debug!(%error, reason, "kafka client");
+        }
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let all = &self.0;
+        let mut state = all.lock();
+        state.outstanding -= 1;
+        all.metrics.kafka_in_flight_records.dec();
+        let mut notify = state.outstanding == 0;
+        match result {
+            Ok(_) if opaque == PROGRESS_RECORD => {
+                let lsn = state.record_in_flight.take();
+                state.recorded = state.recorded.max(lsn.unwrap_or_default());
+                notify = true;
+            }
+            Ok(_) => {
+                all.metrics.kafka_records_total.inc();
+                let seq = u64::try_from(opaque).expect("a word fits 64 bits");
+                if state.progress.acknowledged(seq) {
+                    settle(&mut state, &all.metrics);
+                    notify = true;
+                }
+            }
+            Err((error, message)) => {
+                all.metrics.kafka_errors_total.inc();
+                if opaque == PROGRESS_RECORD {
+                    state.record_in_flight = None;
+                }
+                state.failure.get_or_insert_with(|| failure(error, message));
+                notify = true;
+            }
+        }
+        let room = state.outstanding <= ROOM_RECORDS;
+        drop(state);
+        if notify {
+            all.moved.notify_one();
+        }
+        if room {
+            all.room.notify_one();
+        }
+    }
+}
+
+fn failure(error: &KafkaError, message: &impl Message) -> ProduceError {
+    let topic = message.topic().to_owned();
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
+            let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+            ProduceError::TooLarge { topic, key, size: message.payload().map_or(0, <[u8]>::len) }
+        }
+        _ => ProduceError::Delivery { topic, source: error.clone() },
+    }
+}
+
+/// Observes the transactions that were confirmed.
+fn settle(state: &mut State, metrics: &Metrics) {
+    let first = state.progress.first_in_flight();
+    let now = now_us();
+    while let Some(&(_, committed)) = state.commit_times.front().filter(|it| it.0 < first) {
+        state.commit_times.pop_front();
+        let age = u64::try_from(now.saturating_sub(committed)).unwrap_or(0);
+        let seconds = Duration::from_micros(age).as_secs_f64();
+        metrics.capture_commit_to_kafka_seconds.observe(seconds);
+        metrics.capture_lag_seconds.set(seconds);
+    }
+}
+
+/// Microseconds since the Postgres epoch, by our clock.
+pub(crate) fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_US
+}
+
+/// The producer of a process.
+pub struct LogProducer {
+    producer: ThreadedProducer<Context>,
+    deliveries: Arc<Deliveries>,
+    run_id: String,
+}
+
+impl LogProducer {
+    /// Makes the producer. It connects by itself, and waits for brokers that are not there yet.
+    ///
+    /// # Errors
+    /// If librdkafka refuses the settings.
+    pub fn new(config: &KafkaConfig, metrics: &Metrics) -> Result<Self, ProduceError> {
+        let deliveries = Arc::new(Deliveries {
+            state: Mutex::new(State {
+                progress: Progress::resume(Lsn(0), 0),
+                commit_times: VecDeque::new(),
+                outstanding: 0,
+                record_in_flight: None,
+                recorded: Lsn(0),
+                failure: None,
+            }),
+            moved: Notify::new(),
+            room: Notify::new(),
+            fatal: AtomicBool::new(false),
+            metrics: metrics.clone(),
+        });
+        let producer = settings::client_config(config, &own_settings(config))
+            .create_with_context(Context(Arc::clone(&deliveries)))
+            .map_err(ProduceError::Client)?;
+        // RandomState is seeded by the system: a name that no other process has.
+        let run_id = format!("{:016x}", RandomState::new().build_hasher().finish());
+        Ok(Self { producer, deliveries, run_id })
+    }
+
+    /// Names this producer in progress records.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// Whether a new producer is needed.
+    pub fn is_fatal(&self) -> bool {
+        self.deliveries.fatal.load(Ordering::Acquire)
+    }
+
+    /// A session starts over at `lsn`. Reports for records of earlier sessions count no more.
+    pub fn resume(&self, lsn: Lsn) {
+        let mut state = self.deliveries.lock();
+        let next = state.progress.next();
+        state.progress = Progress::resume(lsn, next);
+        state.commit_times.clear();
+        state.recorded = lsn;
+        state.failure = None;
+    }
+
+    /// Waits until something was acknowledged, failed, or became quiet. Cancel-safe.
+    pub async fn moved(&self) {
+        self.deliveries.moved.notified().await;
+    }
+
+    /// Waits until nothing is in flight, of earlier sessions either.
+    ///
+    /// # Errors
+    /// If that takes longer than `limit`.
+    pub async fn quiet(&self, limit: Duration) -> Result<(), ProduceError> {
+        let waiting = async {
+            while 0 < self.deliveries.lock().outstanding {
+                self.moved().await;
+            }
+        };
+        let done = tokio::time::timeout(limit, waiting).await;
+        done.map_err(|_| ProduceError::DrainTimedOut { waited: limit })
+    }
+
+    /// See [`Progress::begin`].
+    pub fn begin(&self) -> TransactionSeq {
+        self.deliveries.lock().progress.begin()
+    }
+
+    /// See [`Progress::commit`].
+    ///
+    /// # Errors
+    /// If the commit goes back.
+    pub fn commit(
+        &self,
+        seq: TransactionSeq,
+        end: Lsn,
+        commit_time_us: i64,
+    ) -> Result<(), ProduceError> {
+        let mut state = self.deliveries.lock();
+        state.progress.commit(end)?;
+        if seq < state.progress.next() {
+            state.commit_times.push_back((seq, commit_time_us));
+        }
+        settle(&mut state, &self.deliveries.metrics);
+        Ok(())
+    }
+
+    /// See [`Progress::keepalive`].
+    pub fn keepalive(&self, wal_end: Lsn) {
+        self.deliveries.lock().progress.keepalive(wal_end);
+    }
+
+    /// The session's failure, if any; else how far everything is.
+    ///
+    /// # Errors
+    /// The first failed delivery of the session.
+    pub fn standing(&self) -> Result<Standing, ProduceError> {
+        let state = self.deliveries.lock();
+        match &state.failure {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(Standing {
+                confirmed: state.progress.confirmed(),
+                recorded: state.recorded,
+                record_in_flight: state.record_in_flight.is_some(),
+                outstanding: state.outstanding,
+            }),
+        }
+    }
+
+    /// Hands one record of the open transaction to Kafka, waiting while the queue is full.
+    ///
+    /// # Errors
+    /// If the record is too large or the session has failed.
+    pub async fn send(
+        &self,
+        seq: TransactionSeq,
+        record: OutRecord<'_>,
+        headers: &[Header],
+    ) -> Result<(), ProduceError> {
+        self.deliveries.lock().progress.sent();
+        let opaque = usize::try_from(seq).expect("a number of transactions fits a word");
+        loop {
+            match self.try_send(record, headers, opaque) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {}
+                Err(error) => {
+                    self.deliveries.lock().progress.not_sent();
+                    return Err(refused(error, record));
+                }
+            }
+            // Back-pressure: the channel fills, then the socket, then the slot waits.
+            let room = tokio::time::timeout(ROOM_CHECK, self.deliveries.room.notified()).await;
+            drop(room);
+            self.standing()?;
+        }
+    }
+
+    /// Hands the progress record over; at most one is in flight. False: no room, try again.
+    ///
+    /// # Errors
+    /// If Kafka's client refuses it.
+    pub fn send_progress(&self, record: OutRecord<'_>, lsn: Lsn) -> Result<bool, ProduceError> {
+        {
+            let mut state = self.deliveries.lock();
+            assert!(state.record_in_flight.is_none(), "one progress record at a time");
+            state.record_in_flight = Some(lsn);
+        }
+        match self.try_send(record, &[], PROGRESS_RECORD) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.deliveries.lock().record_in_flight = None;
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                    return Ok(false);
+                }
+                Err(refused(error, record))
+            }
+        }
+    }
+
+    fn try_send(
+        &self,
+        record: OutRecord<'_>,
+        headers: &[Header],
+        opaque: usize,
+    ) -> Result<(), KafkaError> {
+        let mut out = BaseRecord::with_opaque_to(record.topic, opaque);
+        out.key = record.key;
+        out.payload = record.value;
+        if !headers.is_empty() || record.header.is_some() {
+            let mut all = OwnedHeaders::new_with_capacity(headers.len() + 1);
+            for (key, value) in headers {
+                all = all.insert(KafkaHeader { key, value: Some(value.as_bytes()) });
+            }
+            if let Some((key, value)) = record.header {
+                all = all.insert(KafkaHeader { key, value: Some(value) });
+            }
+            out.headers = Some(all);
+        }
+        // Counted first: the report may come before the call returns.
+        self.deliveries.lock().outstanding += 1;
+        self.deliveries.metrics.kafka_in_flight_records.inc();
+        self.producer.send::<[u8], [u8]>(out).map_err(|(error, _)| {
+            self.deliveries.lock().outstanding -= 1;
+            self.deliveries.metrics.kafka_in_flight_records.dec();
+            error
+        })
+    }
+}
+
+/// How far records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Everything before it is acknowledged.
+    pub confirmed: Lsn,
+    /// And a progress record that says so: this may be told to Postgres.
+    pub recorded: Lsn,
+    pub record_in_flight: bool,
+    /// Records without a delivery report.
+    pub outstanding: u64,
+}
+
+fn refused(error: KafkaError, record: OutRecord<'_>) -> ProduceError {
+    let topic = record.topic.to_owned();
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => ProduceError::TooLarge {
+            topic,
+            key: String::from_utf8_lossy(record.key.unwrap_or_default()).into_owned(),
+            size: record.value.map_or(0, <[u8]>::len),
+        },
+        Some(RDKafkaErrorCode::Fatal) => ProduceError::Fatal(error),
+        _ => ProduceError::Delivery { topic, source: error },
+    }
+}
+
+fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
+    let delivery_ms = config.delivery_timeout.as_millis().to_string();
+    let settings: [(&str, &str); 12] = [
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        ("max.in.flight.requests.per.connection", "5"),
+        // As Java clients place keys; `murmur2` alone puts all null keys on one partition.
+        ("partitioner", "murmur2_random"),
+        // Half a millisecond gathers a burst into one request, within a goal of 2 ms from commit
+        // to Kafka. Under a backlog requests fill by themselves, as five at most are in flight.
+        ("queue.buffering.max.ms", "0.5"),
+        // Both bound our memory (60 MB at most, in all), and are twice what five full requests
+        // hold. The defaults are 1 GiB and 100,000.
+        ("queue.buffering.max.kbytes", "8192"),
+        ("queue.buffering.max.messages", QUEUE_RECORDS),
+        // Half a megabyte a request: larger ones only add to memory and to latency.
+        ("batch.size", "524288"),
+        ("batch.num.messages", "10000"),
+        // The topic's own limit decides, not the client's default of 1 MB.
+        ("message.max.bytes", "10485760"),
+        // Compression would cost more than everything else that we do with a row; an operator
+        // with a thin network sets it in [kafka] properties.
+        ("compression.type", "none"),
+        ("retry.backoff.ms", "20"),
+    ];
+    let mut all: Vec<_> = settings.iter().map(|&(name, it)| (name, it.to_owned())).collect();
+    all.push(("message.timeout.ms", delivery_ms));
+    all
+}

@@ -1,0 +1,102 @@
+//! Rows and keys as JSON objects.
+
+use super::table::TableShape;
+use super::{EnvelopeError, UNAVAILABLE_VALUE};
+use crate::change::{Datum, OldRow, Tuple};
+use crate::postgres::text::write_json;
+
+/// A row of `shape`, and what else is known of its values.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub(super) shape: &'a TableShape,
+    pub(super) tuple: &'a Tuple,
+    /// Where an unchanged TOASTed value may be found.
+    pub(super) old: Option<&'a OldRow>,
+    /// Only the identity's columns were sent; the others read as NULL, whatever is in them.
+    pub(super) identity_only: bool,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(shape: &'a TableShape, tuple: &'a Tuple) -> Self {
+        Self { shape, tuple, old: None, identity_only: false }
+    }
+
+    pub(super) fn old(shape: &'a TableShape, old: &'a OldRow) -> Self {
+        match old {
+            OldRow::Full(tuple) => Self::new(shape, tuple),
+            OldRow::Identity(tuple) => Self { identity_only: true, ..Self::new(shape, tuple) },
+        }
+    }
+
+    /// `{"a":1,…}` of all columns.
+    pub(super) fn write(self, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        out.push(b'{');
+        for nth in 0..self.shape.names.len() {
+            if nth > 0 {
+                out.push(b',');
+            }
+            self.write_column(nth, out)?;
+        }
+        out.push(b'}');
+        Ok(())
+    }
+
+    /// `{"id":1}` of the key's columns.
+    pub(super) fn write_key(self, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        out.push(b'{');
+        for (at, &nth) in self.shape.key_columns.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            if self.datum(nth) == Datum::UnchangedToast {
+                let (relation, column) = self.name_of(nth);
+                return Err(EnvelopeError::KeyNotSent { relation, column });
+            }
+            self.write_column(nth, out)?;
+        }
+        out.push(b'}');
+        Ok(())
+    }
+
+    fn write_column(self, nth: usize, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        out.extend_from_slice(&self.shape.names[nth]);
+        match self.datum(nth) {
+            Datum::Null => out.extend_from_slice(b"null"),
+            Datum::UnchangedToast => {
+                out.push(b'"');
+                out.extend_from_slice(UNAVAILABLE_VALUE.as_bytes());
+                out.push(b'"');
+            }
+            Datum::Text(text) => {
+                if let Err(source) = write_json(&self.shape.kinds[nth], text, out) {
+                    let (relation, column) = self.name_of(nth);
+                    return Err(EnvelopeError::Value { relation, column, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn datum(self, nth: usize) -> Datum<'a> {
+        let in_identity = self.shape.relation.columns[nth].in_identity;
+        if self.identity_only && !in_identity {
+            return Datum::Null;
+        }
+        match (self.tuple.get(nth), self.old) {
+            (None, _) => Datum::Null,
+            (Some(Datum::UnchangedToast), Some(OldRow::Full(old))) => {
+                old.get(nth).unwrap_or(Datum::UnchangedToast)
+            }
+            // An identity's columns are sent whole in the old row.
+            (Some(Datum::UnchangedToast), Some(OldRow::Identity(old))) if in_identity => {
+                old.get(nth).unwrap_or(Datum::UnchangedToast)
+            }
+            (Some(datum), _) => datum,
+        }
+    }
+
+    fn name_of(self, nth: usize) -> (String, String) {
+        let relation = &self.shape.relation;
+        (relation.qualified_name(), relation.columns[nth].name.clone())
+    }
+}

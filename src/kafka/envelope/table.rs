@@ -1,0 +1,75 @@
+//! What is known of a table before its changes come: its topic, its key, how its columns are JSON.
+
+use std::sync::Arc;
+
+use super::EnvelopeError;
+use super::source::push_text;
+use crate::postgres::text::{Kind, TypeKinds};
+use crate::relation::{Relation, ReplicaIdentity};
+
+/// A table as its records need it; of one [`Relation`], so that a changed table has a new one.
+#[derive(Debug, Clone)]
+pub struct TableShape {
+    pub relation: Arc<Relation>,
+    pub topic: Arc<str>,
+    /// The key's columns, in the key's order. Empty: records have no key.
+    pub key_columns: Vec<usize>,
+    /// How each column is written.
+    pub kinds: Vec<Kind>,
+    /// `"name":` for each column.
+    pub(super) names: Vec<Box<[u8]>>,
+    /// `"schema":"…","table":"…"`
+    pub(super) source: Box<[u8]>,
+}
+
+impl TableShape {
+    /// The key is `primary_key` (column names in the key's order) if an old row has all of it: if
+    /// these columns belong to the replica identity, or rows are only ever inserted. Else it is
+    /// the columns of the identity's index. A table with neither has no key; that its identity is
+    /// FULL does not help, since two of its rows may be equal.
+    pub fn new(
+        relation: Arc<Relation>,
+        topic: Arc<str>,
+        primary_key: &[String],
+        types: &TypeKinds,
+    ) -> Result<Self, EnvelopeError> {
+        let kind_of = |column: &crate::relation::Column| {
+            types.get(column.type_oid).ok_or_else(|| EnvelopeError::UnknownType {
+                relation: relation.qualified_name(),
+                column: column.name.clone(),
+                oid: column.type_oid,
+            })
+        };
+        let kinds = relation.columns.iter().map(kind_of).collect::<Result<_, _>>()?;
+        let name = |column: &crate::relation::Column| {
+            let mut name = Vec::new();
+            push_text(&column.name, &mut name);
+            name.push(b':');
+            name.into_boxed_slice()
+        };
+        let names = relation.columns.iter().map(name).collect();
+        let mut source = br#""schema":"#.to_vec();
+        push_text(&relation.namespace, &mut source);
+        source.extend_from_slice(br#","table":"#);
+        push_text(&relation.name, &mut source);
+        let key_columns = key_columns(&relation, primary_key);
+        Ok(Self { relation, topic, key_columns, kinds, names, source: source.into() })
+    }
+}
+
+fn key_columns(relation: &Relation, primary_key: &[String]) -> Vec<usize> {
+    let position = |name: &String| relation.columns.iter().position(|it| it.name == *name);
+    let only_inserts = relation.replica_identity == ReplicaIdentity::Nothing;
+    let in_identity = |nth: usize| relation.columns[nth].in_identity || only_inserts;
+    let primary: Option<Vec<usize>> =
+        primary_key.iter().map(|name| position(name).filter(|&nth| in_identity(nth))).collect();
+    match primary {
+        Some(primary) if !primary.is_empty() => primary,
+        _ => match relation.replica_identity {
+            ReplicaIdentity::Default | ReplicaIdentity::Index => {
+                (0..relation.columns.len()).filter(|&nth| in_identity(nth)).collect()
+            }
+            ReplicaIdentity::Full | ReplicaIdentity::Nothing => Vec::new(),
+        },
+    }
+}

@@ -1,0 +1,296 @@
+//! STAGE: changes -> envelopes -> Kafka, and back: how far the log is durable.
+//!
+//! It takes batches in the order of commits, hands every record to the idempotent producer, and
+//! keeps the order of durability of rule 1: Kafka's acknowledgements, then the progress record,
+//! and only when that one is acknowledged too is its LSN given to whoever tells Postgres.
+//!
+//! It never skips a change and never sends one that has waited too long: after
+//! [`KafkaConfig::delivery_timeout`] a successor may own the slot (A14).
+//!
+//! **Invariant:** what is sent to `confirmed` is durable in the progress topic.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::change::{Begin, Change};
+use crate::config::KafkaConfig;
+use crate::kafka::batch::{Batch, Item};
+use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_us};
+use crate::kafka::envelope::{
+    ChangeAt, EnvelopeError, EnvelopeWriter, Header, OutRecord, SourceContext, TableShape,
+    TransactionContext, transaction_headers,
+};
+use crate::kafka::progress_record::{self, ProgressRecord};
+use crate::kafka::topics::{self, TopicAction, TopicKind, WantedTopic};
+use crate::lsn::Lsn;
+use crate::progress::TransactionSeq;
+use crate::relation::RelationId;
+
+/// How often progress is recorded while it moves. Each record delays nothing, but the slot holds
+/// WAL, and a crash repeats changes, for this long.
+const RECORD_INTERVAL: Duration = Duration::from_millis(100);
+
+/// From the Unix epoch to the Postgres epoch, in microseconds.
+pub(crate) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// A session of the producing stage.
+pub struct ProducerSession {
+    pub config: KafkaConfig,
+    pub slot: String,
+    pub source: SourceContext,
+    pub producer: Arc<LogProducer>,
+    /// Where the stream begins: durable in the progress topic.
+    pub resume: Lsn,
+    /// Cancelled when the end of the input is a drain, not a lost connection.
+    pub shutdown: CancellationToken,
+}
+
+/// Runs until `input` is closed and everything is durable, or something fails. At the end of a
+/// drain (`shutdown`) the progress record says `clean`.
+///
+/// # Errors
+/// See [`ProduceError`]. What is not confirmed then is the next session's to send again.
+pub async fn run_producer(
+    session: ProducerSession,
+    mut input: mpsc::Receiver<Batch>,
+    confirmed: watch::Sender<Lsn>,
+) -> Result<(), ProduceError> {
+    let producer = Arc::clone(&session.producer);
+    let shutdown = session.shutdown.clone();
+    let mut recorder = Recorder::new(&session, confirmed);
+    let mut encoder = Encoder::new(session);
+    // Before the first record of ours, a successor must know that there may be some.
+    recorder.record_and_wait(false).await?;
+    loop {
+        let standing = recorder.publish()?;
+        let due = recorder.due(standing);
+        if due.is_some_and(|due| due <= Instant::now()) {
+            recorder.record(standing.confirmed, false)?;
+            continue;
+        }
+        let due = if standing.record_in_flight { None } else { due };
+        tokio::select! {
+            biased;
+            // 1. Acknowledgements and failures, as they let the slot move or end the session.
+            () = producer.moved() => {}
+            // 2. Progress is to be recorded: before input, or a busy stream would put it off.
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            // 3. More changes.
+            batch = input.recv() => match batch {
+                Some(batch) => encoder.send(batch).await?,
+                None => break,
+            },
+        }
+    }
+    producer.quiet(encoder.session.config.delivery_timeout + Duration::from_secs(2)).await?;
+    if !shutdown.is_cancelled() {
+        // The connection was lost, and with it perhaps the slot: the record may be another's now.
+        return Ok(());
+    }
+    recorder.record_and_wait(true).await
+}
+
+/// Writes progress records, one at a time.
+struct Recorder {
+    producer: Arc<LogProducer>,
+    confirmed: watch::Sender<Lsn>,
+    topic: String,
+    key: Vec<u8>,
+    /// With what stays the same.
+    record: ProgressRecord,
+    limit: Duration,
+    last: Instant,
+}
+
+impl Recorder {
+    fn new(session: &ProducerSession, confirmed: watch::Sender<Lsn>) -> Self {
+        Self {
+            producer: Arc::clone(&session.producer),
+            confirmed,
+            topic: session.config.progress_topic(),
+            key: progress_record::slot_key(&session.slot),
+            record: ProgressRecord {
+                system_id: session.source.system_id,
+                timeline: session.source.timeline,
+                lsn: session.resume,
+                clean: false,
+                run_id: session.producer.run_id().to_owned(),
+                at_ms: 0,
+            },
+            limit: session.config.delivery_timeout + Duration::from_secs(2),
+            last: Instant::now(),
+        }
+    }
+
+    /// Gives on what became durable.
+    fn publish(&self) -> Result<Standing, ProduceError> {
+        let standing = self.producer.standing()?;
+        self.confirmed.send_if_modified(|lsn| {
+            let moved = *lsn < standing.recorded;
+            *lsn = standing.recorded.max(*lsn);
+            moved
+        });
+        Ok(standing)
+    }
+
+    /// When the next progress record is to be written, if there is something to say.
+    fn due(&self, standing: Standing) -> Option<Instant> {
+        let news = self.record.lsn < standing.confirmed && !standing.record_in_flight;
+        news.then(|| self.last + RECORD_INTERVAL)
+    }
+
+    fn record(&mut self, lsn: Lsn, clean: bool) -> Result<bool, ProduceError> {
+        let at_ms = now_us().saturating_add(POSTGRES_EPOCH_US) / 1000;
+        let record = ProgressRecord { lsn, clean, at_ms, ..self.record.clone() };
+        let value = record.to_json();
+        let out = OutRecord {
+            topic: &self.topic,
+            key: Some(&self.key),
+            value: Some(&value),
+            header: None,
+        };
+        self.last = Instant::now();
+        let sent = self.producer.send_progress(out, lsn)?;
+        if sent {
+            self.record = record;
+        }
+        Ok(sent)
+    }
+
+    /// Records where we are now and waits until that is durable.
+    async fn record_and_wait(&mut self, clean: bool) -> Result<(), ProduceError> {
+        let producer = Arc::clone(&self.producer);
+        producer.quiet(self.limit).await?;
+        let lsn = self.publish()?.confirmed;
+        while !self.record(lsn, clean)? {
+            producer.moved().await;
+        }
+        producer.quiet(self.limit).await?;
+        self.publish().map(|_| ())
+    }
+}
+
+/// Turns items into records and hands them over.
+struct Encoder {
+    session: ProducerSession,
+    writer: EnvelopeWriter,
+    shapes: HashMap<RelationId, Arc<TableShape>>,
+    /// Topics that are known to exist.
+    topics: HashSet<Arc<str>>,
+    headers: Vec<Header>,
+    last_commit: Option<Lsn>,
+    open: Option<TransactionSeq>,
+}
+
+impl Encoder {
+    fn new(session: ProducerSession) -> Self {
+        let writer = EnvelopeWriter::new(&session.source);
+        Self {
+            session,
+            writer,
+            shapes: HashMap::new(),
+            topics: HashSet::new(),
+            headers: Vec::new(),
+            last_commit: None,
+            open: None,
+        }
+    }
+
+    async fn send(&mut self, batch: Batch) -> Result<(), ProduceError> {
+        let now_us = now_us().saturating_add(POSTGRES_EPOCH_US);
+        let waited = batch.received.elapsed();
+        if self.session.config.delivery_timeout < waited {
+            return Err(ProduceError::Stale { waited });
+        }
+        for item in batch.items {
+            match item {
+                Item::Shape(shape) => self.shape(shape).await?,
+                Item::Begin(begin, xid_wide) => self.begin(&begin, xid_wide),
+                Item::Change(lsn, change) => {
+                    self.change(&change, ChangeAt { lsn, now_us }).await?;
+                }
+                Item::Commit(commit) => {
+                    self.last_commit = Some(commit.commit_lsn);
+                    let seq = self.open.take().expect("the assembler opened it");
+                    self.session.producer.commit(seq, commit.end_lsn, commit.commit_time_us)?;
+                }
+                Item::Keepalive { wal_end } => self.session.producer.keepalive(wal_end),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, begin: &Begin, xid_wide: u64) {
+        let context = TransactionContext {
+            final_lsn: begin.final_lsn,
+            last_commit_lsn: self.last_commit,
+            commit_time_us: begin.commit_time_us,
+            xid: begin.xid,
+            xid_wide,
+            correlation: Vec::new(),
+        };
+        self.writer.begin(&context);
+        self.headers = transaction_headers(&self.session.source, &context);
+        self.open = Some(self.session.producer.begin());
+    }
+
+    async fn change(&mut self, change: &Change, at: ChangeAt) -> Result<(), ProduceError> {
+        let one;
+        let relations = match change {
+            Change::Insert { relation, .. }
+            | Change::Update { relation, .. }
+            | Change::Delete { relation, .. } => {
+                one = [Arc::clone(relation)];
+                &one[..]
+            }
+            Change::Truncate { relations, .. } => relations,
+            // Not asked for in this session's options.
+            Change::Message { prefix, .. } => {
+                return Err(ProduceError::Message { prefix: prefix.clone() });
+            }
+        };
+        let seq = self.open.expect("the assembler refuses changes outside of transactions");
+        for relation in relations {
+            let id = relation.id;
+            let shape = self.shapes.get(&id).ok_or(EnvelopeError::StaleShape { id })?;
+            for record in self.writer.write(shape, change, at)? {
+                self.session.producer.send(seq, record, &self.headers).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a table's shape, and makes sure that its topic is there and of the right kind.
+    async fn shape(&mut self, shape: Arc<TableShape>) -> Result<(), ProduceError> {
+        if !self.topics.contains(&shape.topic) {
+            let config = &self.session.config;
+            let wanted = wanted_topic(config, &shape.topic, !shape.key_columns.is_empty());
+            let actions = topics::ensure_topics(config, &[wanted], false).await;
+            for action in actions.map_err(|error| ProduceError::Topic(Arc::new(error)))? {
+                match action {
+                    TopicAction::Fine { .. } => {}
+                    TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
+                    TopicAction::Drift { warning, .. } => tracing::warn!(warning, "topic differs"),
+                }
+            }
+            self.topics.insert(Arc::clone(&shape.topic));
+        }
+        self.shapes.insert(shape.relation.id, shape);
+        Ok(())
+    }
+}
+
+/// The topic of a table, with or without a key.
+pub fn wanted_topic(config: &KafkaConfig, name: &str, keyed: bool) -> WantedTopic {
+    let kind = if keyed {
+        TopicKind::Entity { min_compaction_lag: config.min_compaction_lag }
+    } else {
+        TopicKind::EntityWithoutKey
+    };
+    WantedTopic { name: name.to_owned(), kind, partitions: config.partitions }
+}

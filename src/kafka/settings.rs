@@ -1,0 +1,100 @@
+//! What every client of Kafka is told, and which of Kafka's errors pass by themselves.
+//!
+//! librdkafka's defaults are for bulk transfer with gigabytes of memory, so each stage names the
+//! values that it relies on; here are those which all share. The operator's own properties come
+//! last everywhere, because security settings can't be known here.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::KafkaConfig;
+
+/// Longest that a question to the cluster (metadata, topic configs, watermarks) may take. Twice
+/// what a broker's restart usually takes to elect new leaders.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client's settings: ours, then `own` of the stage, then the operator's.
+pub fn client_config(config: &KafkaConfig, own: &[(&str, String)]) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &config.brokers);
+    client.set("client.id", "onelog");
+    client.set("socket.timeout.ms", config.socket_timeout.as_millis().to_string());
+    // Small requests follow each other closely: Nagle's algorithm would hold them back by 40 ms.
+    client.set("socket.nagle.disable", "true");
+    // A broker that restarts is there again within seconds; the default backs off to 10 s.
+    client.set("reconnect.backoff.ms", "50");
+    client.set("reconnect.backoff.max.ms", "1000");
+    for (name, value) in own {
+        client.set(*name, value);
+    }
+    for (name, value) in &config.properties {
+        client.set(name, value);
+    }
+    // Connection failures are told by the stage that they hold up; librdkafka repeats them.
+    client.set_log_level(RDKafkaLogLevel::Critical);
+    client
+}
+
+/// A context that repeats librdkafka's own complaints at debug only: whoever waits for the client
+/// tells the outage, once, in its own words.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quiet;
+
+/// What a [`Quiet`] client makes of a complaint.
+pub fn hush(error: &KafkaError, reason: &str) {
+    tracing::debug!(%error, reason, "librdkafka");
+}
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        hush(&error, reason);
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Whether the same request may succeed later with nothing changed by a person.
+///
+/// An unknown code counts as transient: waiting loses nothing, and what waits is seen in the
+/// metrics, while halting needs a person.
+pub fn is_transient_code(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    !matches!(
+        code,
+        Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::SecurityDisabled
+            | Code::InvalidTopic
+            | Code::InvalidPartitions
+            | Code::InvalidReplicationFactor
+            | Code::InvalidConfig
+            | Code::InvalidRecord
+            | Code::InvalidArgument
+            | Code::PolicyViolation
+            | Code::UnsupportedVersion
+            | Code::UnsupportedForMessageFormat
+            | Code::UnsupportedFeature
+            | Code::MessageSizeTooLarge
+            | Code::InvalidMessageSize
+            | Code::NotImplemented
+    )
+}
+
+/// As [`is_transient_code`], for an error of the client library. One without a code is a mistake
+/// in the settings.
+pub fn is_transient(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_) => false,
+        other => other.rdkafka_error_code().is_none_or(is_transient_code),
+    }
+}

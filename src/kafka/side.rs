@@ -1,0 +1,117 @@
+//! What a translator writes to the log besides reading it: dead letters, and its progress record.
+//!
+//! A dead letter says in its headers where it comes from and why; its value is the record as it
+//! was, or nothing for a document (the document can be made again by its key at any time).
+
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+
+use crate::config::KafkaConfig;
+use crate::document::DocumentKey;
+use crate::kafka::consumer::Partition;
+use crate::kafka::settings::{self, Quiet};
+use crate::metrics::Metrics;
+
+/// How long a full local queue is waited for; then the caller hears of an outage and tries again.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Kafka did not take a record. Always an outage: the caller tries again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to topic {topic}")]
+pub struct SideError {
+    pub topic: String,
+    #[source]
+    pub source: KafkaError,
+}
+
+/// A record that can't be handled.
+pub struct BadRecord<'a> {
+    pub partition: &'a Partition,
+    pub offset: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    pub reason: &'a str,
+}
+
+#[derive(Clone)]
+pub struct SideProducer {
+    producer: FutureProducer<Quiet>,
+    dead_letter_topic: String,
+    progress_topic: String,
+    metrics: Metrics,
+}
+
+fn text_header<'a>(name: &'a str, value: &'a str) -> Header<'a, &'a str> {
+    Header { key: name, value: Some(value) }
+}
+
+impl SideProducer {
+    pub fn new(config: &KafkaConfig, metrics: Metrics) -> Result<Self, SideError> {
+        let dead_letter_topic = config.dead_letter_topic();
+        let timeout = config.delivery_timeout.as_millis().to_string();
+        let own = [
+            ("enable.idempotence", "true".to_owned()),
+            ("partitioner", "murmur2_random".to_owned()),
+            ("message.timeout.ms", timeout),
+            ("queue.buffering.max.ms", "1".to_owned()),
+            ("queue.buffering.max.kbytes", "4096".to_owned()),
+        ];
+        let producer = settings::client_config(config, &own)
+            .create_with_context(Quiet)
+            .map_err(|source| SideError { topic: dead_letter_topic.clone(), source })?;
+        let progress_topic = config.progress_topic();
+        Ok(Self { producer, dead_letter_topic, progress_topic, metrics })
+    }
+
+    /// Buries a document: its SQL fails for this key, or Elasticsearch refuses it for good.
+    pub async fn bury_document(
+        &self,
+        collection: &str,
+        key: &DocumentKey,
+        reason: &str,
+    ) -> Result<(), SideError> {
+        let headers = OwnedHeaders::new()
+            .insert(text_header("kind", "document"))
+            .insert(text_header("collection", collection))
+            .insert(text_header("reason", reason));
+        self.metrics.dead_letters_total.with_label_values(&["document"]).inc();
+        self.send(&self.dead_letter_topic, Some(key.0.as_bytes()), None, headers).await
+    }
+
+    /// Buries a record that is no change record.
+    pub async fn bury_record(&self, record: BadRecord<'_>) -> Result<(), SideError> {
+        let (number, offset) = (record.partition.number.to_string(), record.offset.to_string());
+        let headers = OwnedHeaders::new()
+            .insert(text_header("kind", "record"))
+            .insert(text_header("topic", &record.partition.topic))
+            .insert(text_header("partition", &number))
+            .insert(text_header("offset", &offset))
+            .insert(text_header("reason", record.reason));
+        self.metrics.dead_letters_total.with_label_values(&["record"]).inc();
+        self.send(&self.dead_letter_topic, record.key, record.value, headers).await
+    }
+
+    /// Writes a progress record.
+    pub async fn note_progress(&self, key: &[u8], value: &[u8]) -> Result<(), SideError> {
+        self.send(&self.progress_topic, Some(key), Some(value), OwnedHeaders::new()).await
+    }
+
+    async fn send(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: OwnedHeaders,
+    ) -> Result<(), SideError> {
+        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic).headers(headers);
+        record.key = key;
+        record.payload = value;
+        match self.producer.send(record, QUEUE_WAIT_MAX).await {
+            Ok(_delivered) => Ok(()),
+            Err((source, _record)) => Err(SideError { topic: topic.to_owned(), source }),
+        }
+    }
+}

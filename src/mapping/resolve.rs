@@ -1,0 +1,365 @@
+//! A collection as Postgres understands it: names resolved, types known, reads found.
+//!
+//! Each entry becomes a temporary view in a transaction that is rolled back (B12), so that
+//! Postgres itself qualifies every name, expands every `*` and says what is read. What is wrong
+//! with the SQL becomes a [`Mistake`] at its place in the file. Done at load, never per refresh:
+//! a view costs an xid and catalog WAL. It never runs the SQL.
+
+mod catalog;
+mod place;
+
+use std::collections::BTreeSet;
+
+use pg_query::NodeEnum;
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use self::catalog::{Reached, reach};
+use self::place::{in_key, in_sql, nearest, refused};
+use crate::mapping::impact::{self, Analysis, AnalysisInput};
+use crate::mapping::plan::{CollectionPlan, EntryPlan, OutputColumn, TableRead, quote_identifier};
+use crate::mapping::{Collection, Entry, Nest};
+use crate::mistake::{Mistake, Mistakes};
+
+/// Why a collection could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// A person has to change a mapping file, or a privilege.
+    #[error("{0}")]
+    Mistakes(Mistakes),
+    /// Postgres went away, is busy, or answered what we do not expect. Worth another try.
+    #[error("Postgres failed while {doing}")]
+    Postgres {
+        doing: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+impl ResolveError {
+    /// Whether trying again may help without anyone's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Mistakes(_) => false,
+            Self::Postgres { .. } => true,
+        }
+    }
+}
+
+fn failed(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> ResolveError {
+    move |source| ResolveError::Postgres { doing, source }
+}
+
+/// The limits keep a load from waiting behind the application's DDL, or from holding it up.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+    SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'";
+
+const CREATE: &str = "CREATE TEMP VIEW onelog_entry AS ";
+
+const OUTPUTS_SQL: &str = "\
+    SELECT a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, NULL) \
+    FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
+
+/// Resolves every entry of a collection. All mistakes are reported, not the first.
+///
+/// The client must be outside a transaction; when the future is dropped before its end, the
+/// connection must be dropped too, as its transaction may still be open.
+pub async fn resolve(
+    client: &Client,
+    publication: &str,
+    collection: &Collection,
+) -> Result<CollectionPlan, ResolveError> {
+    let (mut mistakes, mut entries, mut definitions) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in &collection.entries {
+        let doing = "opening a transaction to resolve a mapping";
+        client.batch_execute(BEGIN).await.map_err(failed(doing))?;
+        let resolved = resolve_entry(client, publication, entry).await;
+        let rolled_back = client.batch_execute("ROLLBACK").await;
+        match resolved {
+            Ok((plan, reached)) => {
+                entries.push(plan);
+                definitions.extend(reached.views);
+            }
+            Err(ResolveError::Mistakes(Mistakes(found))) => mistakes.extend(found),
+            Err(error @ ResolveError::Postgres { .. }) => return Err(error),
+        }
+        rolled_back.map_err(failed("rolling back the view of a mapping"))?;
+    }
+    let key_type = match one_key_type(&entries) {
+        Ok(key_type) => key_type,
+        Err(mistake) => {
+            mistakes.push(mistake);
+            String::new()
+        }
+    };
+    if !mistakes.is_empty() {
+        return Err(ResolveError::Mistakes(Mistakes(mistakes)));
+    }
+    let mut plan = CollectionPlan {
+        name: collection.name.clone(),
+        key_type,
+        settings: collection.settings.clone(),
+        entries,
+        hash: String::new(),
+    };
+    definitions.sort();
+    definitions.dedup();
+    let views: Vec<String> =
+        definitions.into_iter().map(|(name, sql)| format!("{name} {sql}")).collect();
+    plan.hash = hash(&plan, &views);
+    Ok(plan)
+}
+
+fn key_column(plan: &EntryPlan) -> Option<&OutputColumn> {
+    plan.columns.iter().find(|it| it.name == plan.entry.key)
+}
+
+/// B11: one document cannot have two keys that only look alike.
+fn one_key_type(entries: &[EntryPlan]) -> Result<String, Mistake> {
+    let Some(first) = entries.first() else { return Ok(String::new()) };
+    let type_of = |it| key_column(it).map(|it| it.type_name.as_str()).unwrap_or_default();
+    let expected = type_of(first);
+    match entries.iter().find(|it| type_of(it) != expected) {
+        None => Ok(expected.to_owned()),
+        Some(other) => {
+            let place = &first.entry.key_place;
+            Err(in_key(
+                &other.entry,
+                format!(
+                    "the key {} is {} here, but {} of {}:{} is {expected}: all entries of \
+                     collection {} need the same key type; cast one of them",
+                    other.entry.key,
+                    type_of(other),
+                    first.entry.key,
+                    place.path.display(),
+                    place.line,
+                    other.entry.collection,
+                ),
+            ))
+        }
+    }
+}
+
+fn mistake(mistake: Mistake) -> ResolveError {
+    ResolveError::Mistakes(Mistakes(vec![mistake]))
+}
+
+/// The entry's SQL as one SELECT without its semicolon.
+fn single_select(entry: &Entry) -> Result<&str, ResolveError> {
+    let sql = entry.sql.trim_end().trim_end_matches(';').trim_end();
+    if sql.is_empty() {
+        return Err(mistake(in_sql(entry, "the sql is empty: write one SELECT")));
+    }
+    // What this parser does not know, Postgres may: it has the last word, and a place to show.
+    let Ok(parsed) = pg_query::parse(sql, pg_query::ParserOptions::default()) else {
+        return Ok(sql);
+    };
+    let stmts = &parsed.protobuf.stmts;
+    if stmts.len() != 1 {
+        let message = format!("the sql has {} statements: write one SELECT", stmts.len());
+        return Err(mistake(in_sql(entry, message)));
+    }
+    match stmts[0].stmt.as_ref().and_then(|it| it.node.as_ref()) {
+        Some(NodeEnum::SelectStmt(select)) if select.into_clause.is_none() => Ok(sql),
+        _ => Err(mistake(in_sql(entry, "the sql is not a SELECT: write one that only reads"))),
+    }
+}
+
+async fn resolve_entry(
+    client: &Client,
+    publication: &str,
+    entry: &Entry,
+) -> Result<(EntryPlan, Reached), ResolveError> {
+    let sql = single_select(entry)?;
+    check_may_create(client, entry).await?;
+    create_view(client, entry, sql).await?;
+    let doing = "reading what a mapping's SQL reads";
+    client.batch_execute("SET LOCAL search_path = ''").await.map_err(failed(doing))?;
+    let row = client
+        .query_one(
+            "SELECT oid, pg_catalog.pg_get_viewdef(oid) FROM pg_catalog.pg_class \
+             WHERE oid = 'pg_temp.onelog_entry'::pg_catalog.regclass",
+            &[],
+        )
+        .await
+        .map_err(failed(doing))?;
+    let (view, canonical_sql): (u32, String) = (row.get(0), catalog::strip(row.get(1)));
+    let rows = client.query(OUTPUTS_SQL, &[&view]).await.map_err(failed(doing))?;
+    let columns: Vec<OutputColumn> = rows
+        .iter()
+        .map(|it| OutputColumn { name: it.get(0), type_oid: it.get(1), type_name: it.get(2) })
+        .collect();
+    let reached = reach(client, view, publication).await.map_err(failed(doing))?;
+    check_privileges(client, entry, &reached).await?;
+    check_key(client, entry, &columns).await?;
+    let analysis = impact::analyze(&AnalysisInput {
+        sql: &canonical_sql,
+        key: &entry.key,
+        tables: &reached.tables,
+        views: &reached.views,
+        functions: &reached.functions,
+    });
+    let plan = EntryPlan {
+        entry: entry.clone(),
+        ordered: impact::parse_select(&canonical_sql).is_some_and(|it| !it.sort_clause.is_empty()),
+        canonical_sql,
+        columns,
+        tables: table_reads(&reached, &analysis),
+        paths: analysis.paths,
+        poll_reasons: analysis.poll_reasons,
+    };
+    Ok((plan, reached))
+}
+
+async fn check_may_create(client: &Client, entry: &Entry) -> Result<(), ResolveError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMP'), \
+             pg_catalog.quote_ident(pg_catalog.current_database()), \
+             pg_catalog.quote_ident(current_user)",
+            &[],
+        )
+        .await
+        .map_err(failed("asking for the privilege to create a temporary view"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let (database, role): (&str, &str) = (row.get(1), row.get(2));
+    Err(mistake(in_sql(
+        entry,
+        format!(
+            "the daemon's role may not create the temporary view that resolves names: \
+             GRANT TEMPORARY ON DATABASE {database} TO {role}"
+        ),
+    )))
+}
+
+async fn create_view(client: &Client, entry: &Entry, sql: &str) -> Result<(), ResolveError> {
+    // The extended protocol takes one statement only, whatever the text holds.
+    let created = client.execute(&format!("{CREATE}{sql}"), &[]).await;
+    let Err(source) = created else { return Ok(()) };
+    match source.as_db_error() {
+        Some(error) if is_mistake(error.code()) => {
+            Err(mistake(refused(entry, error, CREATE.chars().count())))
+        }
+        _ => Err(ResolveError::Postgres { doing: "creating the view of a mapping", source }),
+    }
+}
+
+/// Classes of SQLSTATE that speak of the SQL: data (22), access (42). A busy, stopping or
+/// read-only server is not the mapping's fault.
+fn is_mistake(code: &SqlState) -> bool {
+    ["0A", "22", "26", "2F", "3D", "3F", "42"].iter().any(|it| code.code().starts_with(it))
+}
+
+/// CREATE VIEW does not check that the role may SELECT.
+async fn check_privileges(
+    client: &Client,
+    entry: &Entry,
+    reached: &Reached,
+) -> Result<(), ResolveError> {
+    if reached.forbidden.is_empty() {
+        return Ok(());
+    }
+    let row = client
+        .query_one("SELECT pg_catalog.quote_ident(current_user)", &[])
+        .await
+        .map_err(failed("asking for the role's name"))?;
+    let role: &str = row.get(0);
+    let tables: Vec<String> = reached.forbidden.iter().map(|it| it.quoted()).collect();
+    Err(mistake(in_sql(
+        entry,
+        format!(
+            "the daemon's role may not read what the sql reads: GRANT SELECT ON {} TO {role}",
+            tables.join(", ")
+        ),
+    )))
+}
+
+async fn check_key(
+    client: &Client,
+    entry: &Entry,
+    columns: &[OutputColumn],
+) -> Result<(), ResolveError> {
+    let Some(key) = columns.iter().find(|it| it.name == entry.key) else {
+        let names: Vec<&str> = columns.iter().map(|it| it.name.as_str()).collect();
+        let meant = nearest(&entry.key, &names)
+            .map_or_else(String::new, |it| format!("; did you mean {it}?"));
+        let message = format!(
+            "the key {} is not among the sql's columns: {}{meant}",
+            entry.key,
+            names.join(", ")
+        );
+        return Err(mistake(in_key(entry, message)));
+    };
+    // Prepared only: whether the type has an order is decided without running anything.
+    let quoted = quote_identifier(&key.name);
+    let sql = format!("SELECT 1 FROM pg_temp.onelog_entry ORDER BY {quoted}");
+    match client.prepare(&sql).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_FUNCTION) => {
+            let message = format!(
+                "the key {} has type {}, which has no equality and order: cast it, for instance \
+                 to text",
+                key.name, key.type_name
+            );
+            Err(mistake(in_key(entry, message)))
+        }
+        Err(source) => Err(failed("checking the key's type")(source)),
+    }
+}
+
+fn table_reads(reached: &Reached, analysis: &Analysis) -> Vec<TableRead> {
+    let lockable = reached.tables.values().filter(|it| reached.lockable.contains(&it.name));
+    lockable
+        .map(|facts| {
+            let name = &facts.name;
+            let mut columns = reached.columns.get(name).cloned().unwrap_or_default();
+            columns.extend(analysis.columns_read.get(name).into_iter().flatten().cloned());
+            let whole = analysis.whole_rows.contains(name);
+            let starts = analysis.path_columns.get(name).into_iter().flatten();
+            let lacks: BTreeSet<String> =
+                starts.filter(|it| !facts.identity.contains(*it)).cloned().collect();
+            TableRead {
+                name: name.clone(),
+                oid: facts.oid,
+                columns: (!whole).then_some(columns),
+                published: facts.published,
+                identity_lacks: lacks,
+            }
+        })
+        .collect()
+}
+
+/// Changes whenever the documents or the index's field types would.
+fn hash(plan: &CollectionPlan, views: &[String]) -> String {
+    let mut digest = Sha256::new();
+    // The length goes first, so that no two lists of parts have the same bytes.
+    let mut add = |part: &str| {
+        digest.update(part.len().to_be_bytes());
+        digest.update(part.as_bytes());
+    };
+    for entry in &plan.entries {
+        add(&entry.canonical_sql);
+        for column in &entry.columns {
+            add(&column.name);
+            add(&column.type_name);
+        }
+        let (kind, field) = match &entry.entry.nest {
+            Nest::Top => ("top", ""),
+            Nest::Many(field) => ("many", field.as_str()),
+            Nest::One(field) => ("one", field.as_str()),
+        };
+        for part in [kind, field, &entry.entry.key, if entry.entry.optional { "?" } else { "" }] {
+            add(part);
+        }
+    }
+    for (field, mapping) in &plan.settings.field_types {
+        add(field);
+        add(mapping);
+    }
+    add(&plan.settings.index_settings);
+    views.iter().for_each(|it| add(it));
+    digest.finalize().iter().take(6).map(|it| format!("{it:02x}")).collect()
+}

@@ -1,0 +1,284 @@
+//! What a view reads, asked of the catalog: tables, columns, views and functions.
+//!
+//! Runs in the transaction that made the temporary view, under an empty search_path. Relations
+//! and functions come from the rule's own tree, not from `pg_depend` alone, which leaves out
+//! everything that initdb made. Columns come from `pg_depend`; whole-row uses are not in it (A7)
+//! and are found by `impact`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio_postgres::{Client, Error};
+
+use crate::mapping::impact::facts::{ColumnFacts, FunctionFacts, TableFacts, Volatility};
+use crate::mapping::plan::TableName;
+
+/// Everything that a view reads, views within it opened up.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    /// By name; foreign tables, materialized views and the like too, with their obstacle.
+    pub(super) tables: BTreeMap<TableName, TableFacts>,
+    /// Those of `tables` that LOCK TABLE takes: plain and partitioned tables of users.
+    pub(super) lockable: BTreeSet<TableName>,
+    /// Canonical SQL by name.
+    pub(super) views: BTreeMap<TableName, String>,
+    pub(super) functions: Vec<FunctionFacts>,
+    /// Columns that `pg_depend` lists.
+    pub(super) columns: BTreeMap<TableName, BTreeSet<String>>,
+    /// Relations that the role may not SELECT from.
+    pub(super) forbidden: Vec<TableName>,
+}
+
+const VIEW_SQL: &str = "\
+    SELECT pg_catalog.pg_get_viewdef(r.ev_class), r.ev_action::text \
+    FROM pg_catalog.pg_rewrite r WHERE r.ev_class = $1 AND r.rulename = '_RETURN'";
+
+const DEPENDENCIES_SQL: &str = "\
+    SELECT DISTINCT d.refobjid, a.attname::text \
+    FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid \
+    LEFT JOIN pg_catalog.pg_attribute a \
+      ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attnum <> 0 \
+    WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+      AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+      AND r.ev_class = $1 AND d.refobjid <> r.ev_class";
+
+const RELATIONS_SQL: &str = "\
+    SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text, \
+      c.relhassubclass, pg_catalog.row_security_active(c.oid), \
+      pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
+      c.oid < 16384 OR n.nspname IN ('pg_catalog', 'information_schema'), \
+      EXISTS (SELECT FROM pg_catalog.pg_publication_tables p WHERE p.pubname = $2 \
+        AND p.schemaname = n.nspname AND p.tablename = c.relname) \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.oid = ANY($1)";
+
+const IDENTITY_SQL: &str = "\
+    SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname::text \
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
+      ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) \
+    WHERE i.indrelid = ANY($1) AND (i.indisprimary OR i.indisreplident)";
+
+/// Operator classes: `varchar` uses `text`'s, enums share `anyenum`'s, domains their base's.
+const COLUMNS_SQL: &str = "\
+    SELECT a.attrelid, a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, NULL), \
+      CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, \
+      t.typtype = 'e', a.attgenerated <> '', coalesce(k.collisdeterministic, true), \
+      EXISTS (SELECT FROM pg_catalog.pg_opclass o \
+        JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree' \
+        JOIN pg_catalog.pg_amproc p ON p.amprocfamily = o.opcfamily AND p.amprocnum = 4 \
+          AND p.amproclefttype = o.opcintype AND p.amprocrighttype = o.opcintype \
+        WHERE o.opcdefault AND o.opcintype = CASE \
+          WHEN t.typtype = 'e' THEN 'pg_catalog.anyenum'::pg_catalog.regtype::oid \
+          WHEN t.oid = 1043 OR t.typbasetype = 1043 THEN 25 \
+          WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END) \
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+    LEFT JOIN pg_catalog.pg_collation k ON k.oid = a.attcollation \
+    WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped \
+    ORDER BY a.attrelid, a.attnum";
+
+const FUNCTIONS_SQL: &str = "\
+    SELECT DISTINCT p.proname::text, \
+      p.oid < 16384 AND p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace, \
+      p.provolatile::text, p.proisstrict, p.prokind = 'a', p.proretset \
+    FROM pg_catalog.pg_proc p WHERE p.oid = ANY($1) ORDER BY 1";
+
+/// Types whose text in an image is their input text: bool, int8, int2, int4, text, varchar, date,
+/// timestamp, timestamptz, numeric, uuid. Floats are left out: JSON spells some otherwise.
+const CARRIERS: &[u32] = &[16, 20, 21, 23, 25, 1043, 1082, 1114, 1184, 1700, 2950];
+
+/// Carriers whose text in an image is not what `::text` prints: timestamp, timestamptz.
+const OTHER_TEXT: &[u32] = &[1114, 1184];
+
+/// Follows a view to everything that it reads.
+pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Result<Reached, Error> {
+    let mut reached = Reached::default();
+    let (mut waiting, mut seen) = (vec![view], BTreeSet::from([view]));
+    let (mut tables, mut functions) = (BTreeMap::new(), BTreeSet::new());
+    let mut columns: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    while let Some(view) = waiting.pop() {
+        let mut relations = BTreeSet::new();
+        let row = client.query_one(VIEW_SQL, &[&view]).await?;
+        let tree: &str = row.get(1);
+        relations.extend(numbers_after(tree, &[":relid "]));
+        functions
+            .extend(numbers_after(tree, &[":funcid ", ":opfuncid ", ":aggfnoid ", ":winfnoid "]));
+        for row in client.query(DEPENDENCIES_SQL, &[&view]).await? {
+            let relation: u32 = row.get(0);
+            relations.insert(relation);
+            let column: Option<String> = row.get(1);
+            columns.entry(relation).or_default().extend(column);
+        }
+        let new: Vec<u32> = relations.into_iter().filter(|it| seen.insert(*it)).collect();
+        for row in client.query(RELATIONS_SQL, &[&new, &publication]).await? {
+            let relation = Relation::read(&row);
+            if !relation.selectable {
+                reached.forbidden.push(relation.name.clone());
+            }
+            if relation.kind == "v" && !relation.system {
+                waiting.push(relation.oid);
+                let row = client.query_one(VIEW_SQL, &[&relation.oid]).await?;
+                reached.views.insert(relation.name, strip(row.get(0)));
+            } else {
+                tables.insert(relation.oid, relation);
+            }
+        }
+    }
+    add_tables(client, &tables, &mut reached).await?;
+    for (oid, relation) in &tables {
+        let read = columns.remove(oid).unwrap_or_default();
+        reached.columns.insert(relation.name.clone(), read);
+    }
+    let functions: Vec<u32> = functions.into_iter().collect();
+    for row in client.query(FUNCTIONS_SQL, &[&functions]).await? {
+        let volatility = match row.get(2) {
+            "i" => Volatility::Immutable,
+            "s" => Volatility::Stable,
+            _ => Volatility::Volatile,
+        };
+        reached.functions.push(FunctionFacts {
+            name: row.get(0),
+            built_in: row.get(1),
+            volatility,
+            strict: row.get(3),
+            aggregate: row.get(4),
+            returns_set: row.get(5),
+        });
+    }
+    Ok(reached)
+}
+
+/// A view's text without its semicolon.
+pub(super) fn strip(sql: &str) -> String {
+    sql.trim().trim_end_matches(';').trim_end().to_owned()
+}
+
+/// The numbers behind the markers in a `pg_node_tree`, zeros left out.
+fn numbers_after(tree: &str, markers: &[&str]) -> BTreeSet<u32> {
+    let after = |marker: &&str| {
+        let parts = tree.split(*marker).skip(1).map(str::to_owned);
+        parts.collect::<Vec<String>>()
+    };
+    let number = |it: String| {
+        let digits: String = it.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok().filter(|it| *it != 0)
+    };
+    markers.iter().flat_map(after).filter_map(number).collect()
+}
+
+struct Relation {
+    oid: u32,
+    name: TableName,
+    kind: String,
+    identity: String,
+    has_children: bool,
+    row_security: bool,
+    selectable: bool,
+    system: bool,
+    published: bool,
+}
+
+impl Relation {
+    fn read(row: &tokio_postgres::Row) -> Self {
+        Self {
+            oid: row.get(0),
+            name: TableName { namespace: row.get(1), name: row.get(2) },
+            kind: row.get(3),
+            identity: row.get(4),
+            has_children: row.get(5),
+            row_security: row.get(6),
+            selectable: row.get(7),
+            system: row.get(8),
+            published: row.get(9),
+        }
+    }
+
+    fn obstacles(&self) -> Vec<String> {
+        let name = &self.name;
+        let mut obstacles = Vec::new();
+        let mut say = |sentence: &str| obstacles.push(format!("{name} {sentence}"));
+        match self.kind.as_str() {
+            _ if self.system => say("is a system catalog, whose changes are not published"),
+            "r" if self.has_children => {
+                say("has inheritance children, whose changes come under their own names");
+            }
+            "r" => {}
+            "p" => say("is partitioned, which onelog cannot follow to a key yet"),
+            "m" => say("is a materialized view: its refresh is not published"),
+            "f" => say("is a foreign table: its changes happen elsewhere"),
+            "S" => say("is a sequence, whose changes are not published"),
+            _ => say("is not a table"),
+        }
+        if self.kind == "r" && !self.system && !self.published {
+            say("is not published, so its changes are not seen; add it to [postgres] tables and \
+                 run `onelog prepare`");
+        }
+        if self.row_security {
+            say("has row-level security that applies to the daemon's role: which rows it sees \
+                 depends on the policies");
+        }
+        obstacles
+    }
+}
+
+async fn add_tables(
+    client: &Client,
+    relations: &BTreeMap<u32, Relation>,
+    reached: &mut Reached,
+) -> Result<(), Error> {
+    let oids: Vec<u32> = relations.keys().copied().collect();
+    let mut columns: BTreeMap<u32, Vec<ColumnFacts>> = BTreeMap::new();
+    for row in client.query(COLUMNS_SQL, &[&oids]).await? {
+        columns.entry(row.get(0)).or_default().push(column_facts(&row));
+    }
+    let (mut primary, mut chosen) = (BTreeMap::new(), BTreeMap::new());
+    for row in client.query(IDENTITY_SQL, &[&oids]).await? {
+        for (nth, keys) in [(1, &mut primary), (2, &mut chosen)] {
+            if row.get::<_, bool>(nth) {
+                let keys: &mut BTreeSet<String> = keys.entry(row.get::<_, u32>(0)).or_default();
+                keys.insert(row.get(3));
+            }
+        }
+    }
+    for (oid, relation) in relations {
+        let columns = columns.remove(oid).unwrap_or_default();
+        let identity = match relation.identity.as_str() {
+            "f" => columns.iter().map(|it| it.name.clone()).collect(),
+            "d" => primary.remove(oid).unwrap_or_default(),
+            "i" => chosen.remove(oid).unwrap_or_default(),
+            _ => BTreeSet::new(),
+        };
+        let mut obstacles = relation.obstacles();
+        if obstacles.is_empty() && identity.is_empty() {
+            obstacles.push(format!(
+                "{} has neither a primary key nor a replica identity, so that its changes have \
+                 no old image",
+                relation.name
+            ));
+        }
+        if matches!(relation.kind.as_str(), "r" | "p") && !relation.system {
+            reached.lockable.insert(relation.name.clone());
+        }
+        let facts = TableFacts {
+            name: relation.name.clone(),
+            oid: *oid,
+            columns,
+            published: relation.published,
+            identity,
+            obstacles,
+        };
+        reached.tables.insert(relation.name.clone(), facts);
+    }
+    Ok(())
+}
+
+fn column_facts(row: &tokio_postgres::Row) -> ColumnFacts {
+    let (base, is_enum, deterministic): (u32, bool, bool) = (row.get(4), row.get(5), row.get(7));
+    ColumnFacts {
+        name: row.get(1),
+        type_oid: row.get(2),
+        type_name: row.get(3),
+        carrier: (is_enum || CARRIERS.contains(&base)) && deterministic,
+        same_text: is_enum || !OTHER_TEXT.contains(&base),
+        equal_image: row.get::<_, bool>(8) && deterministic,
+        generated: row.get(6),
+    }
+}

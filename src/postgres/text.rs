@@ -1,0 +1,72 @@
+//! A column's text, as logical replication sends it, written as the JSON that Postgres would write.
+//!
+//! The law is `to_jsonb(value)`: numbers stay numbers with all their digits, NaN and infinities
+//! are strings, timestamps are ISO 8601, arrays and composites are JSON, bytea is hex, whatever
+//! else is a string. Equal means equal as JSON values, not as bytes: `to_jsonb` sorts the keys of
+//! objects and normalises `json`, and here both are kept as they stand (`json` also keeps its white
+//! space). Postgres itself is the oracle in `tests/text.rs`.
+//!
+//! It relies on the settings that every session of ours pins: DateStyle ISO, TimeZone UTC,
+//! IntervalStyle postgres, extra_float_digits 1, bytea_output hex, client_encoding UTF8. Text that
+//! they cannot have produced is an error, never a guess and never a panic; only what stands in a
+//! `json` or `jsonb` is taken as JSON without a look at its syntax, as Postgres has checked it.
+//!
+//! Invariant: what [`write_json`] appends without an error is one JSON value in UTF-8.
+
+use std::sync::Arc;
+
+use super::decode::DecodeError;
+
+mod catalog;
+mod nested;
+mod scalar;
+
+pub use catalog::{TYPE_ROWS_SQL, TypeError, TypeKinds, TypeRow};
+pub use scalar::write_string;
+
+/// How a type's text becomes JSON: the categories of Postgres' `to_jsonb`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Bool,
+    /// smallint, integer, bigint, real, double precision, numeric. *Not* oid or money.
+    Number,
+    /// json and jsonb.
+    Json,
+    /// Everything that Postgres writes as a string of the same text: text, uuid, bytea, date,
+    /// time, interval, enums, ranges, inet, …
+    Text,
+    Timestamp,
+    TimestampTz,
+    /// hstore has a cast to json, which `to_jsonb` uses: an object of strings and nulls.
+    Hstore,
+    Array {
+        element: Arc<Kind>,
+        /// `pg_type.typdelim` of the element: a comma, but for box.
+        delimiter: u8,
+    },
+    /// int2vector and oidvector: arrays that print as numbers between spaces.
+    Vector(Arc<Kind>),
+    /// The attributes that are not dropped, in order.
+    Composite(Arc<[(String, Kind)]>),
+}
+
+/// Appends `text`, the output of a type of `kind`, as one JSON value.
+///
+/// After an error `out` has an unfinished value at its end, which the caller cuts off or drops.
+pub fn write_json(kind: &Kind, text: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    match kind {
+        Kind::Number => scalar::write_number(text, out),
+        Kind::Text => scalar::write_string(text, out),
+        Kind::Bool => scalar::write_bool(text, out),
+        Kind::Json => scalar::write_verbatim(text, out),
+        Kind::Timestamp => scalar::write_timestamp(text, false, out),
+        Kind::TimestampTz => scalar::write_timestamp(text, true, out),
+        Kind::Hstore => nested::write_hstore(text, out),
+        Kind::Array { element, delimiter } => nested::write_array(element, *delimiter, text, out),
+        Kind::Vector(element) => nested::write_vector(element, text, out),
+        Kind::Composite(attributes) => nested::write_composite(attributes, text, out),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+//! Which builds there are: the mapping files as loaded, resolved and given indices, and what each
+//! build is owed.
+//!
+//! A build that is not serving yet is swept, then its index is marked as built and the alias is
+//! swapped to it. A mark that is missing means that a sweep is owed, also after a crash: it is
+//! taken away *before* reading starts at a new position, and given only after the sweep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::document::pending::BuildId;
+use crate::mapping::catalog;
+use crate::mapping::plan::TableName;
+use crate::translate::load::{Loaded, Prepared, Request, published};
+use crate::translate::sweep::Order;
+use crate::translate::{Build, TranslateError};
+
+/// Sweeps at once: each keeps a connection busy, and refreshes need the others.
+const SWEEPS_MAX: usize = 2;
+/// Before a load of the mappings that met an outage is tried again.
+const LOAD_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Before the mappings are loaded again for a collection that was suspended: a person mends its
+/// table or its privileges, which no file tells.
+const SUSPENDED_LOOK_AFTER: Duration = Duration::from_secs(10);
+
+/// Where a build stands with its sweep.
+#[derive(Debug)]
+enum Sweep {
+    Idle,
+    Owed { from: Instant, tickets: Vec<u64> },
+    Running { tickets: Vec<u64>, again: Option<Vec<u64>> },
+}
+
+#[derive(Debug)]
+struct Served {
+    build: Arc<Build>,
+    /// The alias points at the build's index.
+    serving: bool,
+    sweep: Sweep,
+    /// When the next poll or audit is due.
+    timed: Option<Instant>,
+    interval: Option<Duration>,
+}
+
+/// All builds of a session.
+#[derive(Debug)]
+pub struct Builds {
+    /// Nothing new is started any more.
+    pub closed: bool,
+    sweep_all: bool,
+    next_id: BuildId,
+    served: BTreeMap<BuildId, Served>,
+    known: catalog::KnownFiles,
+    loading: bool,
+    load_again: bool,
+    load_at: Option<Instant>,
+    /// Collections whose SQL stopped working; looked at again and again.
+    suspended: BTreeSet<String>,
+    loaded_once: bool,
+}
+
+/// What the stage must do about a load.
+#[derive(Debug, Default)]
+pub struct Change {
+    pub added: Vec<Arc<Build>>,
+    pub removed: Vec<BuildId>,
+    /// Collections known before: whether their documents follow every change.
+    pub live: BTreeMap<String, bool>,
+    pub first: bool,
+    pub again: bool,
+}
+
+/// A sweep ended well.
+#[derive(Debug, Default)]
+pub struct Finished {
+    pub tickets: Vec<u64>,
+    /// Builds of the same collection that the swept one has replaced.
+    pub replaced: Vec<BuildId>,
+}
+
+impl Builds {
+    pub fn new(sweep_all: bool) -> Self {
+        Self {
+            closed: false,
+            sweep_all,
+            next_id: 0,
+            served: BTreeMap::new(),
+            known: catalog::KnownFiles::default(),
+            loading: false,
+            load_again: false,
+            load_at: None,
+            suspended: BTreeSet::new(),
+            loaded_once: false,
+        }
+    }
+
+    pub fn get(&self, id: BuildId) -> Option<Arc<Build>> {
+        self.served.get(&id).map(|it| Arc::clone(&it.build))
+    }
+
+    /// Whether some build of the same collection serves.
+    pub fn serves(&self, id: BuildId) -> bool {
+        let Some(build) = self.get(id) else { return false };
+        self.served.values().any(|it| it.serving && it.build.plan.name == build.plan.name)
+    }
+
+    /// Whether the mappings have been loaded once in this session.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded_once
+    }
+
+    /// Every table whose topic the builds follow.
+    pub fn published_tables(&self) -> BTreeSet<TableName> {
+        self.served.values().flat_map(|it| published(&it.build.plan)).collect()
+    }
+
+    /// Starts a load, unless one is running; then another follows it.
+    pub fn begin_load(&mut self) -> Option<Request> {
+        if self.loading {
+            self.load_again = true;
+            return None;
+        }
+        self.loading = true;
+        self.load_at = None;
+        let active = self.served.values().map(|it| {
+            (it.build.index.as_ref().to_owned(), published(&it.build.plan).into_iter().collect())
+        });
+        Some(Request {
+            known: self.known.clone(),
+            active: active.collect(),
+            followed: self.published_tables(),
+            first: !self.loaded_once,
+            sweep_all: self.sweep_all && !self.loaded_once,
+        })
+    }
+
+    /// Takes a load's result. An outage is tried again later; Err is for a person.
+    pub fn end_load(
+        &mut self,
+        loaded: Result<Loaded, TranslateError>,
+    ) -> Result<Change, TranslateError> {
+        self.loading = false;
+        let again = std::mem::take(&mut self.load_again);
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) if self.loaded_once && !matches!(error, TranslateError::Moved) => {
+                let reason = crate::causes::with_causes(&error);
+                tracing::warn!(reason, "the mappings can't be loaded now; the old ones serve on");
+                self.load_at = Some(Instant::now() + LOAD_AGAIN_AFTER);
+                return Ok(Change { again: false, ..Change::default() });
+            }
+            Err(error) => return Err(error),
+        };
+        let first = !std::mem::replace(&mut self.loaded_once, true);
+        self.known = loaded.known;
+        let wanted: BTreeSet<&str> = loaded.prepared.iter().map(|it| it.index.as_str()).collect();
+        let valid: BTreeSet<&str> =
+            loaded.prepared.iter().map(|it| it.plan.name.as_str()).collect();
+        self.suspended.retain(|it| !valid.contains(it.as_str()));
+        if !self.suspended.is_empty() {
+            self.load_at = Some(Instant::now() + SUSPENDED_LOOK_AFTER);
+        }
+        let removed = self.outdated(&wanted, &valid, &loaded.frozen);
+        let live = |it: &Served| {
+            let name = it.build.plan.name.as_str();
+            it.serving && valid.contains(name) && !loaded.frozen.contains(name)
+        };
+        let live: BTreeMap<String, bool> =
+            self.served.values().map(|it| (it.build.plan.name.clone(), live(it))).collect();
+        for served in self.served.values_mut() {
+            if loaded.owed.contains(served.build.index.as_ref()) {
+                served.owe(None);
+            }
+        }
+        let added = loaded.prepared.into_iter().filter(|it| !it.active).collect::<Vec<_>>();
+        let added = added.into_iter().map(|it| self.add(it)).collect();
+        Ok(Change { added, removed, live, first, again })
+    }
+
+    /// Builds that nobody wants any more. A serving one stays until its successor serves.
+    fn outdated(
+        &self,
+        wanted: &BTreeSet<&str>,
+        valid: &BTreeSet<&str>,
+        frozen: &BTreeSet<String>,
+    ) -> Vec<BuildId> {
+        let gone = |it: &&Served| {
+            let name = it.build.plan.name.as_str();
+            if frozen.contains(name) || wanted.contains(it.build.index.as_ref()) {
+                return false;
+            }
+            !(it.serving && valid.contains(name))
+        };
+        self.served.values().filter(gone).map(|it| it.build.id).collect()
+    }
+
+    fn add(&mut self, prepared: Prepared) -> Arc<Build> {
+        self.next_id += 1;
+        let build = Arc::new(Build {
+            id: self.next_id,
+            tables: prepared.plan.tables(),
+            collection: prepared.plan.name.as_str().into(),
+            plan: prepared.plan,
+            index: prepared.index.into(),
+            alias: prepared.alias,
+            gone: CancellationToken::new(),
+        });
+        let mut served = Served {
+            build: Arc::clone(&build),
+            serving: prepared.serving,
+            sweep: Sweep::Idle,
+            timed: prepared.interval.map(|it| Instant::now() + it),
+            interval: prepared.interval,
+        };
+        if !prepared.built || !prepared.serving {
+            served.owe(None);
+        }
+        for reason in build.plan.poll_reasons() {
+            tracing::warn!(collection = build.plan.name, reason, "swept on a timer");
+        }
+        tracing::info!(
+            collection = build.plan.name,
+            index = %build.index,
+            sweep = !matches!(served.sweep, Sweep::Idle),
+            "collection loaded"
+        );
+        self.served.insert(build.id, served);
+        build
+    }
+
+    /// Forgets a build; returns the tickets that waited for its sweep.
+    pub fn remove(&mut self, id: BuildId) -> Vec<u64> {
+        let served = self.served.remove(&id);
+        if let Some(served) = &served {
+            served.build.gone.cancel();
+        }
+        match served.map(|it| it.sweep) {
+            Some(Sweep::Owed { tickets, .. }) => tickets,
+            Some(Sweep::Running { mut tickets, again }) => {
+                tickets.extend(again.into_iter().flatten());
+                tickets
+            }
+            Some(Sweep::Idle) | None => Vec::new(),
+        }
+    }
+
+    /// A sweep is owed. False: there is no such build.
+    pub fn owe(&mut self, id: BuildId, ticket: Option<u64>) -> bool {
+        let Some(served) = self.served.get_mut(&id) else { return false };
+        served.owe(ticket);
+        true
+    }
+
+    /// When the next sweep or load is due by itself.
+    pub fn next_due(&self) -> Option<Instant> {
+        let sweeps = self.served.values().filter_map(|it| match &it.sweep {
+            // A sweep that only waits for a free place is started by the end of another one.
+            Sweep::Owed { from, .. } if *from > Instant::now() => Some(*from),
+            Sweep::Idle => it.timed,
+            Sweep::Owed { .. } | Sweep::Running { .. } => None,
+        });
+        sweeps.chain(self.load_at).min()
+    }
+
+    /// Remembers a collection that was suspended, to look at it again.
+    pub fn suspend(&mut self, name: String, now: Instant) {
+        self.suspended.insert(name);
+        self.load_at = Some(now + SUSPENDED_LOOK_AFTER);
+    }
+
+    /// Whether a load that met an outage is to be tried again now.
+    pub fn load_due(&self, now: Instant) -> bool {
+        self.load_at.is_some_and(|it| it <= now)
+    }
+
+    /// The sweeps that start now.
+    pub fn take_due(&mut self, now: Instant) -> Vec<(Arc<Build>, Order)> {
+        let running = |it: &&Served| matches!(it.sweep, Sweep::Running { .. });
+        let mut free = SWEEPS_MAX.saturating_sub(self.served.values().filter(running).count());
+        let mut due = Vec::new();
+        for served in self.served.values_mut() {
+            if matches!(served.sweep, Sweep::Idle) && served.timed.is_some_and(|it| it <= now) {
+                served.owe(None);
+            }
+            if free == 0 || !matches!(&served.sweep, Sweep::Owed { from, .. } if *from <= now) {
+                continue;
+            }
+            if let Sweep::Owed { tickets, .. } = std::mem::replace(&mut served.sweep, Sweep::Idle) {
+                free -= 1;
+                served.sweep = Sweep::Running { tickets, again: None };
+                due.push((Arc::clone(&served.build), Order { publish: !served.serving }));
+            }
+        }
+        due
+    }
+
+    /// The sweep has ended well, and the build serves.
+    pub fn sweep_finished(&mut self, id: BuildId) -> Finished {
+        let Some(served) = self.served.get_mut(&id) else { return Finished::default() };
+        served.serving = true;
+        served.timed = served.interval.map(|it| Instant::now() + it);
+        let mut finished = Finished::default();
+        if let Sweep::Running { tickets, again } = std::mem::replace(&mut served.sweep, Sweep::Idle)
+        {
+            finished.tickets = tickets;
+            if let Some(tickets) = again {
+                served.sweep = Sweep::Owed { from: Instant::now(), tickets };
+            }
+        }
+        let name = served.build.plan.name.clone();
+        let others = self.served.values().filter(|it| it.build.plan.name == name);
+        finished.replaced = others.map(|it| it.build.id).filter(|it| *it < id).collect();
+        finished
+    }
+
+    /// The sweep has to start anew at `from`.
+    pub fn sweep_failed(&mut self, id: BuildId, from: Instant) {
+        let Some(served) = self.served.get_mut(&id) else { return };
+        if let Sweep::Running { mut tickets, again } =
+            std::mem::replace(&mut served.sweep, Sweep::Idle)
+        {
+            tickets.extend(again.into_iter().flatten());
+            served.sweep = Sweep::Owed { from, tickets };
+        }
+    }
+}
+
+impl Served {
+    fn owe(&mut self, ticket: Option<u64>) {
+        match &mut self.sweep {
+            Sweep::Idle => {
+                let tickets = ticket.into_iter().collect();
+                self.sweep = Sweep::Owed { from: Instant::now(), tickets };
+            }
+            Sweep::Owed { tickets, .. } => tickets.extend(ticket),
+            // What is owed now may lie in a slice that the running sweep has behind it.
+            Sweep::Running { again, .. } => again.get_or_insert_default().extend(ticket),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The mapping files become plans and indices: read the folder, have Postgres resolve the SQL, make
+//! the indices, and see to the positions from which the log is read.
+//!
+//! The order at a lost position is what a crash cannot undo: first the index's mark is taken away,
+//! then the position is committed. Whoever starts next finds that a sweep is owed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::causes::with_causes;
+use crate::elasticsearch::index::AliasState;
+use crate::elasticsearch::index::definition::{IndexDefinition, alias_name};
+use crate::kafka::consumer::Log;
+use crate::mapping::catalog;
+use crate::mapping::plan::{CollectionPlan, TableName};
+use crate::mapping::resolve::{ResolveError, resolve};
+use crate::mistake::{Mistake, Mistakes};
+use crate::postgres::client;
+use crate::translate::{Context, Reaction, Tools, TranslateError};
+
+/// What a load must know of the stage.
+pub struct Request {
+    pub(super) known: catalog::KnownFiles,
+    /// Index -> the tables that its build reads.
+    pub(super) active: BTreeMap<String, Vec<TableName>>,
+    pub(super) followed: BTreeSet<TableName>,
+    pub(super) first: bool,
+    pub(super) sweep_all: bool,
+}
+
+/// The mapping files as Postgres and Elasticsearch have agreed to them.
+pub struct Loaded {
+    pub(super) prepared: Vec<Prepared>,
+    /// Collections that keep what they have: their files are broken.
+    pub(super) frozen: BTreeSet<String>,
+    pub(super) known: catalog::KnownFiles,
+    /// Indices whose builds are owed a sweep, besides the prepared ones.
+    pub(super) owed: BTreeSet<String>,
+}
+
+pub(super) struct Prepared {
+    pub(super) plan: CollectionPlan,
+    pub(super) index: String,
+    pub(super) alias: String,
+    pub(super) serving: bool,
+    pub(super) built: bool,
+    pub(super) interval: Option<Duration>,
+    pub(super) active: bool,
+}
+
+/// Reads the mapping files, has Postgres resolve them, and sees to their indices and positions.
+pub async fn load(
+    context: &Context,
+    tools: &Tools,
+    log: &Log,
+    request: Request,
+) -> Result<Loaded, TranslateError> {
+    let (plans, frozen, known) = resolve_all(context, tools, &request).await?;
+    let mut prepared = Vec::with_capacity(plans.len());
+    let mut frozen = frozen;
+    for plan in plans {
+        let name = plan.name.clone();
+        match prepare(context, tools, plan, &request).await {
+            Ok(it) => prepared.push(it),
+            // The collection's own fault (a setting that Elasticsearch refuses) stops no other.
+            Err(error) if error.reaction() == Reaction::Halt => {
+                let reason = with_causes(&error);
+                tracing::error!(collection = name, reason, "the collection can't be built");
+                frozen.insert(name);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    unmark_the_others(context, tools, (&prepared, &frozen), &request).await?;
+    let owed = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
+    Ok(Loaded { prepared, frozen, known, owed })
+}
+
+/// Takes the mark away from every index that nobody fills from now on: its mapping is broken or
+/// gone, so that it will miss changes, and is owed a sweep should it come back, also after a
+/// restart.
+async fn unmark_the_others(
+    context: &Context,
+    tools: &Tools,
+    (prepared, frozen): (&[Prepared], &BTreeSet<String>),
+    request: &Request,
+) -> Result<(), TranslateError> {
+    let filled: BTreeSet<&str> = prepared.iter().map(|it| it.index.as_str()).collect();
+    for (index, meta) in tools.elastic.all_indices(&context.config.elasticsearch).await? {
+        let serves_on = frozen.contains(&meta.collection) && request.active.contains_key(&index);
+        if meta.built && !filled.contains(index.as_str()) && !serves_on {
+            tools.elastic.mark_built(&index, false).await?;
+        }
+    }
+    Ok(())
+}
+
+type Resolved = (Vec<CollectionPlan>, BTreeSet<String>, catalog::KnownFiles);
+
+async fn resolve_all(
+    context: &Context,
+    tools: &Tools,
+    request: &Request,
+) -> Result<Resolved, TranslateError> {
+    let config = &context.config;
+    let folder = config.translate.mappings.clone();
+    let files = catalog::load_folder(&folder, &request.known)
+        .map_err(|source| TranslateError::Folder { folder, source })?;
+    let mut mistakes: Vec<Mistake> = files.mistakes;
+    let mut frozen = files.frozen;
+    let mut plans = Vec::new();
+    if !files.collections.is_empty() {
+        let client = client::connect(&config.postgres.url, "onelog mappings").await?;
+        for collection in &files.collections {
+            if frozen.contains(&collection.name) {
+                continue;
+            }
+            match resolve(&client, &config.postgres.publication_name, collection).await {
+                Ok(plan) => plans.push(plan),
+                Err(ResolveError::Mistakes(Mistakes(more))) => {
+                    mistakes.extend(more);
+                    frozen.insert(collection.name.clone());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let result = if mistakes.is_empty() { "ok" } else { "mistakes" };
+    tools.metrics.mapping_reloads_total.with_label_values(&[result]).inc();
+    for mistake in &mistakes {
+        tracing::error!("{mistake}");
+    }
+    if request.first && plans.is_empty() && !mistakes.is_empty() {
+        return Err(TranslateError::NoMapping(Mistakes(mistakes)));
+    }
+    Ok((plans, frozen, files.known))
+}
+
+/// The index's name says which definition and which database cluster it is of.
+pub fn index_hash(plan: &CollectionPlan, system_id: u64) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(plan.hash.as_bytes());
+    hasher.update(system_id.to_be_bytes());
+    hasher.finalize().iter().take(6).map(|it| format!("{it:02x}")).collect()
+}
+
+async fn prepare(
+    context: &Context,
+    tools: &Tools,
+    mut plan: CollectionPlan,
+    request: &Request,
+) -> Result<Prepared, TranslateError> {
+    let config = &context.config;
+    let system_id = tools.identity.system_id;
+    plan.hash = index_hash(&plan, system_id);
+    let alias = alias_name(&config.elasticsearch, &plan.name);
+    let definition = IndexDefinition::new(&config.elasticsearch, &plan, system_id);
+    let index = definition.index.clone();
+    let active = request.active.contains_key(&index);
+    let translate = &config.translate;
+    let settings = &plan.settings;
+    let weak =
+        plan.entries.iter().flat_map(|it| &it.tables).any(|it| !it.identity_lacks.is_empty());
+    let polls = weak || !plan.poll_reasons().is_empty();
+    let poll = settings.poll_interval.unwrap_or(translate.poll_interval);
+    let audit = settings.audit_interval.unwrap_or(translate.audit_interval);
+    let wanted = [polls.then_some(poll), Some(audit)];
+    let interval = wanted.into_iter().flatten().filter(|it| !it.is_zero()).min();
+    tools.elastic.create(&definition).await?;
+    let mut built = tools.elastic.meta(&index).await?.is_some_and(|it| it.built);
+    // One that comes back after the first load was not live until now, so that what others read
+    // from the log meanwhile (its file was broken, or away) is missing.
+    if built && !active && (request.sweep_all || !request.first) {
+        tools.elastic.mark_built(&index, false).await?;
+        built = false;
+    }
+    let serving = match tools.elastic.alias_state(&alias).await? {
+        AliasState::On(indices) => indices.contains(&index),
+        AliasState::Missing => false,
+        AliasState::IsAnIndex => return Err(TranslateError::AliasTaken { alias }),
+    };
+    Ok(Prepared { plan, index, alias, serving, built, interval, active })
+}
+
+/// Sees to it that reading can start: where a position is lost, first the marks of all indices
+/// concerned are taken away, so that not even a crash makes anyone forget the sweep, then the
+/// topics' ends are committed.
+async fn settle_positions(
+    context: &Context,
+    tools: &Tools,
+    log: &Log,
+    (prepared, request): (&mut [Prepared], &Request),
+) -> Result<BTreeSet<String>, TranslateError> {
+    let config = &context.config.kafka;
+    let mut topics: BTreeMap<String, TableName> = BTreeMap::new();
+    for table in prepared.iter().flat_map(|it| published(&it.plan)) {
+        if !request.followed.contains(&table) {
+            topics.insert(config.entity_topic(&table.namespace, &table.name), table);
+        }
+    }
+    let names = topics.keys().cloned().collect();
+    let lost = log.lost_positions(names, config.min_compaction_lag).await?;
+    let tables: BTreeSet<&TableName> =
+        lost.iter().filter_map(|(partition, _)| topics.get(&partition.topic)).collect();
+    let mut owed = BTreeSet::new();
+    for it in prepared.iter_mut() {
+        if it.built && published(&it.plan).iter().any(|table| tables.contains(table)) {
+            tools.elastic.mark_built(&it.index, false).await?;
+            it.built = false;
+            owed.insert(it.index.clone());
+        }
+    }
+    for (index, read) in &request.active {
+        if read.iter().any(|table| tables.contains(table)) && !owed.contains(index) {
+            tools.elastic.mark_built(index, false).await?;
+            owed.insert(index.clone());
+        }
+    }
+    for (partition, end) in &lost {
+        tracing::info!(
+            topic = partition.topic,
+            partition = partition.number,
+            end,
+            "reading from its end"
+        );
+    }
+    log.commit_lost(lost).await?;
+    Ok(owed)
+}
+
+/// The tables of the plan whose changes reach the log.
+pub(super) fn published(plan: &CollectionPlan) -> BTreeSet<TableName> {
+    let tables = plan.entries.iter().flat_map(|it| &it.tables);
+    tables.filter(|it| it.published).map(|it| it.name.clone()).collect()
+}

@@ -1,0 +1,73 @@
+//! The connections that read documents: as many reads at once as there are connections, which is
+//! the ceiling on what the primary has to bear.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::document::queries::{Query, Rows};
+use crate::document::read::{Flusher, Read, ReadError, ReadLimits, Reader};
+use crate::mapping::plan::TableName;
+use crate::postgres::url::PostgresUrl;
+
+/// A bounded pool. A connection that failed, or whose read was cancelled midway, is dropped and
+/// never used again.
+pub struct Readers {
+    url: PostgresUrl,
+    limits: ReadLimits,
+    permits: Semaphore,
+    idle: Mutex<Vec<Reader>>,
+    /// One nudge for all who wait for the WAL to be flushed.
+    flusher: Arc<Flusher>,
+}
+
+impl Readers {
+    /// Connects nowhere yet.
+    pub fn new(url: PostgresUrl, limits: ReadLimits, connections: usize) -> Self {
+        assert!(0 < connections, "the config asks for at least one connection");
+        let flusher = Arc::new(Flusher::new(&url));
+        let permits = Semaphore::new(connections);
+        Self { url, limits, permits, idle: Mutex::default(), flusher }
+    }
+
+    /// One read of rule 2.
+    pub async fn read(&self, tables: &[TableName], queries: &[Query]) -> Result<Read, ReadError> {
+        let _permit = self.permit().await;
+        let mut reader = self.take().await?;
+        let read = reader.read(tables, queries).await?;
+        self.give_back(reader);
+        Ok(read)
+    }
+
+    /// One read whose second half depends on its first, in the same snapshot.
+    pub async fn read_with(
+        &self,
+        tables: &[TableName],
+        first: &[Query],
+        then: impl FnOnce(&[Rows]) -> Vec<Query> + Send,
+    ) -> Result<Read, ReadError> {
+        let _permit = self.permit().await;
+        let mut reader = self.take().await?;
+        let read = reader.read_with(tables, first, then).await?;
+        self.give_back(reader);
+        Ok(read)
+    }
+
+    async fn permit(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.permits.acquire().await.expect("the pool's semaphore is never closed")
+    }
+
+    async fn take(&self) -> Result<Reader, ReadError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(reader) => Ok(reader),
+            None => {
+                Reader::connect(&self.url, self.limits.clone(), Arc::clone(&self.flusher)).await
+            }
+        }
+    }
+
+    fn give_back(&self, reader: Reader) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+    }
+}

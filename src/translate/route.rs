@@ -1,0 +1,145 @@
+//! From a change record to the keys it touches, and to the lookups that find the rest. Pure.
+//!
+//! Both images count, the old and the new: a moved row leaves one document and enters another. A
+//! column that an image does not have means that the record was written under another definition
+//! of the table; then no path can be trusted and the collection is swept (A13).
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::document::DocumentKey;
+use crate::document::pending::BuildId;
+use crate::kafka::record::{ChangeRecord, Image, Op, Value};
+use crate::mapping::plan::{CollectionPlan, Path, TableName};
+
+/// One path of one build: which query finds keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathId {
+    pub build: BuildId,
+    pub entry: usize,
+    pub path: usize,
+}
+
+/// What a record leads to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub keys: BTreeSet<(BuildId, DocumentKey)>,
+    /// Values of the path's columns, one list for each image.
+    pub lookups: Vec<(PathId, Vec<Option<String>>)>,
+    /// Collections of which nothing less than everything must be looked at.
+    pub sweeps: BTreeSet<BuildId>,
+}
+
+#[derive(Debug)]
+struct Route {
+    build: BuildId,
+    entry: usize,
+    /// What the entry reads of the table; None: all columns.
+    columns: Option<BTreeSet<String>>,
+    paths: Vec<(usize, Start)>,
+}
+
+#[derive(Debug)]
+enum Start {
+    Key(String),
+    Lookup(Vec<String>),
+}
+
+/// Which builds a table's changes concern.
+#[derive(Debug, Default)]
+pub struct Router {
+    by_table: HashMap<TableName, Vec<Route>>,
+}
+
+impl Router {
+    /// Routes the plan's tables to `build` from now on.
+    pub fn add(&mut self, build: BuildId, plan: &CollectionPlan) {
+        for (nth, entry) in plan.entries.iter().enumerate() {
+            for table in &entry.tables {
+                let paths = entry.paths.iter().enumerate().filter(|(_, it)| it.table == table.name);
+                let paths = paths.map(|(at, it)| {
+                    let start = match &it.path {
+                        Path::InRow { column } => Start::Key(column.clone()),
+                        Path::Lookup(lookup) => Start::Lookup(lookup.columns.clone()),
+                    };
+                    (at, start)
+                });
+                let route = Route {
+                    build,
+                    entry: nth,
+                    columns: table.columns.clone(),
+                    paths: paths.collect(),
+                };
+                self.by_table.entry(table.name.clone()).or_default().push(route);
+            }
+        }
+    }
+
+    /// Forgets a build.
+    pub fn remove(&mut self, build: BuildId) {
+        for routes in self.by_table.values_mut() {
+            routes.retain(|it| it.build != build);
+        }
+        self.by_table.retain(|_, routes| !routes.is_empty());
+    }
+
+    /// Every table that some build reads, sorted.
+    pub fn tables(&self) -> BTreeSet<TableName> {
+        self.by_table.keys().cloned().collect()
+    }
+
+    /// What the record touches in all builds.
+    pub fn touched(&self, record: &ChangeRecord<'_>) -> Touched {
+        let mut touched = Touched::default();
+        let table = TableName {
+            namespace: record.namespace.clone().into_owned(),
+            name: record.table.clone().into_owned(),
+        };
+        for route in self.by_table.get(&table).into_iter().flatten() {
+            if record.op == Op::Truncate {
+                touched.sweeps.insert(route.build);
+                continue;
+            }
+            if record.op == Op::Update && !record.columns_changed(route.columns.as_ref()) {
+                continue;
+            }
+            for image in [&record.before, &record.after].into_iter().flatten() {
+                for (at, start) in &route.paths {
+                    let id = PathId { build: route.build, entry: route.entry, path: *at };
+                    follow(id, start, image, &mut touched);
+                }
+            }
+        }
+        touched
+    }
+}
+
+fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
+    match start {
+        Start::Key(column) => match image.value(column) {
+            Value::Text(text) => {
+                touched.keys.insert((id.build, DocumentKey(text.into_owned())));
+            }
+            Value::Null => {}
+            Value::Missing | Value::Unavailable => {
+                touched.sweeps.insert(id.build);
+            }
+        },
+        Start::Lookup(columns) => {
+            let mut values = Vec::with_capacity(columns.len());
+            for column in columns {
+                match image.value(column) {
+                    Value::Text(text) => values.push(Some(text.into_owned())),
+                    Value::Null => values.push(None),
+                    Value::Missing | Value::Unavailable => {
+                        touched.sweeps.insert(id.build);
+                        return;
+                    }
+                }
+            }
+            // A path joins on every column, and NULL joins with nothing.
+            if values.iter().all(Option::is_some) {
+                touched.lookups.push((id, values));
+            }
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The stage's decisions: which work starts next, and what follows from work that ended.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::document::pending::BuildId;
+use crate::kafka::progress_record;
+use crate::translate::refresh::{KeyEnd, Trouble, refresh};
+use crate::translate::stage::{Done, Origin, Stage};
+use crate::translate::sweep::{Demanded, SweepError};
+use crate::translate::{TranslateError, epoch, load, lookup, refresh, sweep};
+
+/// First pause before a key that was not visible is read again. The gap between WAL and
+/// visibility is microseconds to a few milliseconds without a synchronous standby.
+const NOT_VISIBLE_FIRST: Duration = Duration::from_millis(2);
+/// Longest such pause: within a second of the end of any wait, the document is right.
+const NOT_VISIBLE_MAX: Duration = Duration::from_millis(400);
+/// First and longest pause before work that met an outage is tried again.
+const OUTAGE_FIRST: Duration = Duration::from_millis(50);
+const OUTAGE_MAX: Duration = Duration::from_secs(2);
+/// Another write of the same key takes about this long.
+const BUSY_PAUSE: Duration = Duration::from_millis(3);
+/// Reads of a build that fail for good before it is suspended: enough for a load of the mappings
+/// to come between.
+const OUTDATED_MAX: u32 = 6;
+/// Images in one lookup: enough to amortize the round trip, few enough for a short query.
+const IMAGES_MAX: usize = 500;
+
+/// Doubles `first` with each attempt, up to `max`.
+fn backoff(first: Duration, max: Duration, attempt: u32) -> Duration {
+    first.saturating_mul(1 << attempt.min(16)).min(max)
+}
+
+impl Stage {
+    /// Starts all work that may start now.
+    pub fn schedule(&mut self) -> Result<(), TranslateError> {
+        if let Some(Trouble::Moved) = self.trouble {
+            return Err(TranslateError::Moved);
+        }
+        if self.builds.closed {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.builds.load_due(now) {
+            self.load_catalog();
+        }
+        self.start_due_sweeps(now);
+        let connections = self.context.config.translate.connections;
+        while self.looking_up < connections
+            && let Some((path, wanted)) = self.lookups.take(IMAGES_MAX, now)
+        {
+            let Some(build) = self.builds.get(path.build) else {
+                wanted.iter().for_each(|it| self.close_ticket(it.ticket));
+                continue;
+            };
+            self.looking_up += 1;
+            let tools = Arc::clone(&self.tools);
+            self.tasks.spawn(async move {
+                Done::Lookup(lookup::lookup(tools, build, path, wanted).await)
+            });
+        }
+        while self.refreshing < self.refresh_places()
+            && let Some(id) = self.pending.next(now)
+        {
+            let keys_max = self.context.config.translate.keys_per_read;
+            let batch = self.pending.take_batch(id, keys_max, now);
+            let Some(build) = self.builds.get(id) else {
+                for ticket in self.pending.remove(id) {
+                    self.ended(ticket);
+                }
+                continue;
+            };
+            let probe = batch.iter().any(|it| self.attempts.contains_key(&(id, it.key.clone())));
+            self.refreshing += 1;
+            let tools = Arc::clone(&self.tools);
+            self.tasks
+                .spawn(async move { Done::Refresh(refresh(tools, build, batch, probe).await) });
+        }
+        Ok(())
+    }
+
+    /// How many batches may be refreshed at once. Twice as many as connections: while one batch
+    /// is being written, the next is read. During an outage one batch tries whether it is over,
+    /// and spares the servers the others.
+    pub fn refresh_places(&self) -> usize {
+        match self.trouble {
+            Some(Trouble::Outage(_)) => 1,
+            _ => self.context.config.translate.connections * 2,
+        }
+    }
+
+    /// What follows from a finished task.
+    pub fn on_done(&mut self, done: Done) -> Result<(), TranslateError> {
+        match done {
+            Done::Refresh(report) => {
+                self.refreshing -= 1;
+                self.on_refreshed(report);
+            }
+            Done::Lookup(report) => {
+                self.looking_up -= 1;
+                self.on_looked_up(report);
+            }
+            Done::Sweep(build, ended) => self.on_swept(build, ended),
+            Done::Catalog(loaded) => self.on_catalog(*loaded)?,
+            Done::Buried(place) => {
+                self.offsets.done(place);
+            }
+            Done::Noted(Some(now)) if now.is_before(&self.noted) => {
+                self.on_trouble(Some(Trouble::Moved));
+            }
+            Done::Noted(now) => self.noted = now.unwrap_or(self.noted),
+            Done::GivenUp => {}
+            Done::Suspended(build) => self.suspended(build),
+        }
+        Ok(())
+    }
+
+    fn on_refreshed(&mut self, report: refresh::Report) {
+        let now = Instant::now();
+        self.count_outdated(report.build, report.trouble.as_ref());
+        for (key, end) in report.keys {
+            let place = (report.build, key);
+            let (first, max) = match end {
+                KeyEnd::Finished => {
+                    self.attempts.remove(&place);
+                    for ticket in self.pending.finish(place.0, &place.1) {
+                        self.ended(ticket);
+                    }
+                    continue;
+                }
+                KeyEnd::Busy => (BUSY_PAUSE, BUSY_PAUSE),
+                KeyEnd::NotVisible => (NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX),
+                KeyEnd::Again => (OUTAGE_FIRST, OUTAGE_MAX),
+            };
+            let attempt = self.attempts.get(&place).copied().unwrap_or(0);
+            self.pending.park(place.0, &place.1, now + backoff(first, max, attempt));
+            let known = self.builds.get(place.0).is_some();
+            if known && end != KeyEnd::Busy {
+                self.attempts.insert(place, attempt.saturating_add(1));
+            }
+        }
+        for key in report.besides {
+            self.pending.demand(report.build, key, None, None);
+        }
+        self.on_trouble(report.trouble);
+    }
+
+    fn on_looked_up(&mut self, report: lookup::Report) {
+        let now = Instant::now();
+        let path = report.path;
+        self.count_outdated(path.build, report.trouble.as_ref());
+        self.count_affected(path.build, report.keys.len());
+        // The keys wait for all records of the batch: which image led to which is not known.
+        let records = report.found.into_iter().map(|it| it.ticket).collect();
+        let ticket = self.open_ticket(Origin::Lookup(records));
+        for key in report.keys {
+            self.pending.demand(path.build, key, None, Some(ticket));
+        }
+        self.close_ticket(ticket);
+        let attempt = report.waiting.iter().map(|it| it.attempts).max().unwrap_or(0);
+        let pause = backoff(NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX, attempt);
+        self.lookups.park(path, report.waiting, now + pause);
+        self.lookups.park(path, report.again, now + OUTAGE_FIRST * 4);
+        for wanted in report.unanswerable {
+            self.owe_sweep(path.build, Some(wanted.ticket));
+        }
+        self.on_trouble(report.trouble);
+    }
+
+    /// Remembers what went wrong last, for `/readyz`, and starts what mends it.
+    pub fn on_trouble(&mut self, trouble: Option<Trouble>) {
+        if trouble == self.trouble {
+            return;
+        }
+        match &trouble {
+            None => self.context.health.ready("translate"),
+            Some(Trouble::Outage(reason)) => {
+                tracing::warn!(reason, "waiting for an outage to end");
+                self.context.health.waits("translate", reason.clone());
+            }
+            Some(Trouble::PlanOutdated) => self.load_catalog(),
+            Some(Trouble::IndexMissing(build)) => self.recreate(*build),
+            Some(Trouble::Moved) => {}
+        }
+        self.trouble = trouble;
+    }
+
+    /// A sweep wants keys refreshed and hears when they are.
+    pub fn on_demanded(&mut self, demanded: Demanded) {
+        let ticket = self.open_ticket(Origin::Sweep(demanded.done));
+        for key in demanded.keys {
+            self.pending.demand(demanded.build, key, None, Some(ticket));
+        }
+        self.close_ticket(ticket);
+    }
+
+    fn on_swept(&mut self, build: BuildId, ended: Result<(), SweepError>) {
+        match ended {
+            Ok(()) => {
+                let finished = self.builds.sweep_finished(build);
+                finished.tickets.into_iter().for_each(|it| self.close_ticket(it));
+                for old in finished.replaced {
+                    self.forget(old);
+                }
+                self.on_trouble(None);
+            }
+            Err(error) => {
+                let reason = crate::causes::with_causes(&error);
+                tracing::warn!(reason, "a sweep ended early; it starts anew shortly");
+                self.builds.sweep_failed(build, Instant::now() + OUTAGE_MAX);
+                let trouble = match error {
+                    SweepError::Moved => Trouble::Moved,
+                    SweepError::PlanOutdated => Trouble::PlanOutdated,
+                    SweepError::IndexMissing => Trouble::IndexMissing(build),
+                    SweepError::Outage { .. } => Trouble::Outage(reason),
+                };
+                self.count_outdated(build, Some(&trouble));
+                self.on_trouble(Some(trouble));
+            }
+        }
+    }
+
+    /// A build whose SQL fails again and again, also after the mappings were resolved anew, must
+    /// not hold up the others: neither their keys nor the offsets. First its index is told that a
+    /// sweep is owed to it, durably, and then it is forgotten, until a load finds that it works.
+    fn count_outdated(&mut self, build: BuildId, trouble: Option<&Trouble>) {
+        if trouble != Some(&Trouble::PlanOutdated) {
+            self.outdated.remove(&build);
+            return;
+        }
+        let count = self.outdated.entry(build).or_insert(0);
+        *count += 1;
+        let Some(serving) = self.builds.get(build).filter(|_| *count == OUTDATED_MAX) else {
+            return;
+        };
+        let (tools, index) = (Arc::clone(&self.tools), Arc::clone(&serving.index));
+        self.tasks.spawn(async move {
+            let mut pause = tokio::time::interval(OUTAGE_MAX);
+            loop {
+                pause.tick().await;
+                match tools.elastic.mark_built(&index, false).await {
+                    Ok(()) => return Done::Suspended(build),
+                    Err(error) if error.is_transient() => {}
+                    // The index is gone, and with it what could be stale.
+                    Err(_) => return Done::Suspended(build),
+                }
+            }
+        });
+    }
+
+    fn suspended(&mut self, build: BuildId) {
+        let Some(suspended) = self.builds.get(build) else { return };
+        let name = &suspended.plan.name;
+        tracing::error!(
+            collection = name,
+            "the collection is suspended, as its SQL does not run any more; `onelog check` says why"
+        );
+        self.tools.metrics.collection_live.with_label_values(&[name]).set(0);
+        self.builds.suspend(name.clone(), Instant::now());
+        self.outdated.remove(&build);
+        self.forget(build);
+    }
+
+    /// Stops updating a build: another one took its place, or its mapping is gone.
+    pub fn forget(&mut self, build: BuildId) {
+        self.router.remove(build);
+        for ticket in self.lookups.remove(build) {
+            self.close_ticket(ticket);
+        }
+        for ticket in self.pending.remove(build) {
+            self.ended(ticket);
+        }
+        for ticket in self.builds.remove(build) {
+            self.close_ticket(ticket);
+        }
+        self.attempts.retain(|(id, _), _| *id != build);
+    }
+
+    fn start_due_sweeps(&mut self, now: Instant) {
+        for (build, order) in self.builds.take_due(now) {
+            let tools = Arc::clone(&self.tools);
+            let demands = self.demands.clone();
+            let id = build.id;
+            let gone = build.gone.clone();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    biased;
+
+                    // 1. Another build takes its place: what it has written is of no use.
+                    () = gone.cancelled() => Done::GivenUp,
+                    // 2. The sweep itself.
+                    ended = sweep::sweep(tools, build, order, demands) => Done::Sweep(id, ended),
+                }
+            });
+        }
+    }
+
+    /// The collection must be looked at as a whole; `ticket` hears when it was.
+    pub fn owe_sweep(&mut self, build: BuildId, ticket: Option<u64>) {
+        if !self.builds.owe(build, ticket)
+            && let Some(ticket) = ticket
+        {
+            self.close_ticket(ticket);
+        }
+    }
+
+    pub fn open_ticket(&mut self, origin: Origin) -> u64 {
+        self.next_ticket += 1;
+        self.tickets.insert(self.next_ticket, origin);
+        self.pending.open(self.next_ticket);
+        self.next_ticket
+    }
+
+    pub fn close_ticket(&mut self, ticket: u64) {
+        if self.pending.close(ticket) {
+            self.ended(ticket);
+        }
+    }
+
+    /// Nobody waits for the ticket any more.
+    fn ended(&mut self, ticket: u64) {
+        match self.tickets.remove(&ticket) {
+            Some(Origin::Record { place, commit_us }) => {
+                self.offsets.done(place);
+                self.tools.metrics.document_freshness_seconds.observe(age_seconds(commit_us));
+            }
+            Some(Origin::Lookup(records)) => {
+                records.into_iter().for_each(|it| self.close_ticket(it));
+            }
+            Some(Origin::Sweep(done)) => {
+                // The sweep may have been given up meanwhile.
+                let _sweep_gone = done.send(());
+            }
+            None => {}
+        }
+    }
+
+    pub fn count_affected(&self, build: BuildId, keys: usize) {
+        if let Some(build) = self.builds.get(build) {
+            let labels = [build.plan.name.as_str()];
+            let count = u64::try_from(keys).unwrap_or(u64::MAX);
+            self.tools
+                .metrics
+                .translate_affected_keys_total
+                .with_label_values(&labels)
+                .inc_by(count);
+        }
+    }
+
+    /// Writes the highest N down (B4), beside everything else.
+    pub fn note_progress(&mut self) {
+        let tools = Arc::clone(&self.tools);
+        let group = self.context.config.kafka.group_id.clone();
+        let before = self.noted;
+        self.tasks.spawn(async move {
+            let Ok(now) = epoch::moment(&tools.readers).await else { return Done::Noted(None) };
+            let same = now.system_id == tools.identity.system_id
+                && now.timeline == tools.identity.timeline;
+            if same && !now.is_before(&before) {
+                let record = epoch::record(&tools.identity, &now);
+                let key = progress_record::translate_key(&group);
+                if let Err(error) = tools.side.note_progress(&key, &record.to_json()).await {
+                    tracing::warn!(error = %crate::causes::with_causes(&error), "not noted");
+                }
+            }
+            Done::Noted(Some(now))
+        });
+    }
+
+    /// Reads the mapping files and resolves them, unless that is going on already.
+    pub fn load_catalog(&mut self) {
+        let Some(request) = self.builds.begin_load() else { return };
+        let (context, tools) = (self.context.clone(), Arc::clone(&self.tools));
+        let log = Arc::clone(&self.log);
+        self.tasks.spawn(async move {
+            let loaded = load::load(&context, &tools, &log, request).await;
+            Done::Catalog(Box::new(loaded))
+        });
+    }
+
+    fn on_catalog(
+        &mut self,
+        loaded: Result<load::Loaded, TranslateError>,
+    ) -> Result<(), TranslateError> {
+        let change = self.builds.end_load(loaded)?;
+        let gauge = &self.tools.metrics.collection_live;
+        for (name, live) in &change.live {
+            gauge.with_label_values(&[name]).set(i64::from(*live));
+        }
+        for build in &change.added {
+            // One that serves already stays live; a new one is when its sweep has ended.
+            let live = self.builds.serves(build.id);
+            gauge.with_label_values(&[build.plan.name.as_str()]).set(i64::from(live));
+        }
+        for id in change.removed {
+            self.forget(id);
+        }
+        for build in &change.added {
+            self.router.add(build.id, &build.plan);
+        }
+        if !change.added.is_empty() || change.first {
+            let config = &self.context.config.kafka;
+            let topics: Vec<String> = self
+                .builds
+                .published_tables()
+                .iter()
+                .map(|it| config.entity_topic(&it.namespace, &it.name))
+                .collect();
+            self.log.subscribe(&topics)?;
+        }
+        if change.again {
+            self.load_catalog();
+        }
+        self.trouble = None;
+        self.context.health.ready("translate");
+        Ok(())
+    }
+
+    /// The index of a build is gone: made anew by loading the catalog, and swept.
+    fn recreate(&mut self, build: BuildId) {
+        tracing::warn!(build, "an index is missing; it is made anew");
+        self.forget(build);
+        self.load_catalog();
+    }
+}
+
+/// Seconds since a moment given in microseconds since the Unix epoch.
+fn age_seconds(commit_us: i64) -> f64 {
+    let commit = Duration::from_micros(u64::try_from(commit_us).unwrap_or(0));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(commit).as_secs_f64()
+}

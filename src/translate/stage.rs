@@ -1,0 +1,415 @@
+//! STAGE of the translate role: one task that owns what is pending, which offsets are done and
+//! which builds there are; everything that takes time runs as a task of its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use rdkafka::consumer::CommitMode;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::document::DocumentKey;
+use crate::document::pending::{BuildId, Pending};
+use crate::elasticsearch::client::Elasticsearch;
+use crate::kafka::consumer::{Log, LogError, Partition, Rebalanced};
+use crate::kafka::offsets::{self, Offsets};
+use crate::kafka::side::SideProducer;
+use crate::mapping::watch;
+use crate::translate::builds::Builds;
+use crate::translate::claims::Claims;
+use crate::translate::intake::Lookups;
+use crate::translate::load::Loaded;
+use crate::translate::readers::Readers;
+use crate::translate::refresh::Trouble;
+use crate::translate::route::Router;
+use crate::translate::sweep::Demanded;
+use crate::translate::{
+    Context, Tools, TranslateError, epoch, lookup, read_limits, refresh, sweep,
+};
+
+/// Messages taken in before other things get their turn: a few milliseconds of work.
+const INTAKE_MAX: usize = 500;
+/// Records behind a parked one whose offsets can't be committed yet: some 50 MB. A day's wait for
+/// a standby holds up the others only once they are so many.
+const OFFSETS_MAX: usize = 1_000_000;
+/// How long joining the group may take once a broker answers: twice the session timeout, which
+/// the broker waits for members that died.
+const REJOIN_MAX: Duration = Duration::from_secs(12);
+/// How often offsets are committed while work goes on. What is not committed is done again after
+/// a crash, which costs reads and changes nothing.
+const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// How often the highest N is noted (B4).
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+/// Who waits behind a ticket.
+pub enum Origin {
+    Record {
+        place: offsets::Ticket,
+        /// Microseconds since the Unix epoch.
+        commit_us: i64,
+    },
+    /// The tickets of the records whose images were looked up together.
+    Lookup(Vec<u64>),
+    /// A sweep that has asked for keys to be refreshed.
+    Sweep(oneshot::Sender<()>),
+}
+
+/// A finished task.
+pub enum Done {
+    Refresh(refresh::Report),
+    Lookup(lookup::Report),
+    Sweep(BuildId, Result<(), sweep::SweepError>),
+    Catalog(Box<Result<Loaded, TranslateError>>),
+    /// The sweep of a build that was forgotten meanwhile.
+    GivenUp,
+    /// The build's index says now that a sweep is owed to it.
+    Suspended(BuildId),
+    Buried(offsets::Ticket),
+    /// How far the database is, if it could be asked.
+    Noted(Option<epoch::Moment>),
+}
+
+pub struct Stage {
+    pub context: Context,
+    pub tools: Arc<Tools>,
+    pub log: Arc<Log>,
+    pub router: Router,
+    pub builds: Builds,
+    pub pending: Pending,
+    pub lookups: Lookups,
+    pub offsets: Offsets<Partition>,
+    pub tickets: HashMap<u64, Origin>,
+    pub next_ticket: u64,
+    pub tasks: JoinSet<Done>,
+    pub refreshing: usize,
+    pub looking_up: usize,
+    /// How often in a row a key was read in vain.
+    pub attempts: HashMap<(BuildId, DocumentKey), u32>,
+    pub trouble: Option<Trouble>,
+    /// How often in a row a build's SQL could not be run although its tables are there.
+    pub outdated: HashMap<BuildId, u32>,
+    /// The log has said an error since it was last seen to come back.
+    pub log_failed: bool,
+    /// No broker of the log answers.
+    pub log_away: bool,
+    /// Since when the brokers are back after an outage that cost us our partitions.
+    pub rejoining: Option<Instant>,
+    /// How far the database was when it was last asked.
+    pub noted: epoch::Moment,
+    pub committed: BTreeMap<Partition, i64>,
+    pub paused: bool,
+    /// Sweeps send keys here that a refresh must look at.
+    pub demands: mpsc::Sender<Demanded>,
+}
+
+/// Runs one session: from the first read to shutdown (Ok) or to what ends it.
+pub async fn run_session(
+    context: &Context,
+    reload: &mut mpsc::Receiver<()>,
+) -> Result<(), TranslateError> {
+    let config = &context.config;
+    let readers = Readers::new(
+        config.postgres.url.clone(),
+        read_limits(config),
+        config.translate.connections,
+    );
+    let before = epoch::load(&config.kafka).await?;
+    let now = epoch::moment(&readers).await?;
+    let (identity, sweep_all) = epoch::decide(before.as_ref(), &now);
+    if sweep_all {
+        tracing::warn!(
+            epoch = identity.epoch,
+            timeline = identity.timeline,
+            "the database is not a continuation of what was read before: sweeping everything"
+        );
+    }
+    let elastic = Elasticsearch::new(&config.elasticsearch)?;
+    let distribution = elastic.info().await?.distribution;
+    let tools = Arc::new(Tools {
+        readers,
+        elastic,
+        distribution,
+        side: SideProducer::new(&config.kafka, context.metrics.clone())?,
+        metrics: context.metrics.clone(),
+        claims: Claims::default(),
+        identity,
+    });
+    let log = Arc::new(Log::new(&config.kafka)?);
+    // A few slices of demands: a sweep waits when the stage is busy.
+    let (demands, demanded) = mpsc::channel(8);
+    let mut stage = Stage {
+        context: context.clone(),
+        tools,
+        log,
+        router: Router::default(),
+        builds: Builds::new(sweep_all),
+        pending: Pending::default(),
+        lookups: Lookups::default(),
+        offsets: Offsets::default(),
+        tickets: HashMap::new(),
+        next_ticket: 0,
+        tasks: JoinSet::new(),
+        refreshing: 0,
+        looking_up: 0,
+        attempts: HashMap::new(),
+        trouble: None,
+        outdated: HashMap::new(),
+        log_failed: false,
+        log_away: false,
+        rejoining: None,
+        noted: now,
+        committed: BTreeMap::new(),
+        paused: false,
+        demands,
+    };
+    stage.load_catalog();
+    let ended = stage.run(demanded, reload).await;
+    stage.tasks.shutdown().await;
+    ended
+}
+
+impl Stage {
+    async fn run(
+        &mut self,
+        mut demanded: mpsc::Receiver<Demanded>,
+        reload: &mut mpsc::Receiver<()>,
+    ) -> Result<(), TranslateError> {
+        let folder = self.context.config.translate.mappings.clone();
+        // One waiting signal says all: a load reads every file.
+        let (changed, mut changes) = mpsc::channel(1);
+        let mut watching = JoinSet::new();
+        watching.spawn(watch::watch(folder, changed));
+        let log = Arc::clone(&self.log);
+        let shutdown = self.context.shutdown.clone();
+        let mut commit_timer = tokio::time::interval(COMMIT_EVERY);
+        let mut note_timer = tokio::time::interval(NOTE_EVERY);
+        loop {
+            // Here, as no message comes any more once the log is paused.
+            self.note_rebalances()?;
+            self.pace_intake()?;
+            self.schedule()?;
+            let wake = self.next_wake();
+            let drained = shutdown.is_cancelled() && self.refreshing + self.looking_up == 0;
+            if drained {
+                return self.drained();
+            }
+            tokio::select! {
+                biased;
+
+                // 1. Shutdown: take nothing more in; what is being read or written ends first.
+                () = shutdown.cancelled(), if !self.builds.closed => self.builds.closed = true,
+
+                // 2. A task ended: results free connections and offsets, so they come before
+                //    new work.
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.on_done(done)?,
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                },
+
+                // 3. A sweep asks for keys. Ahead of the log, as the sweep waits for the answer.
+                Some(it) = demanded.recv() => self.on_demanded(it),
+
+                // 4. Offsets: seldom, and nothing else may postpone them for ever.
+                _ = commit_timer.tick() => self.commit(CommitMode::Async)?,
+
+                // 5. The highest N, for the time after a restore.
+                //    Not before a load has taken the marks away that a new epoch makes void: a
+                //    record of this epoch says that they are.
+                _ = note_timer.tick(), if self.builds.is_loaded() => self.note_progress(),
+
+                // 6. A mapping file changed, or SIGHUP.
+                Some(()) = changes.recv(), if !self.builds.closed => self.load_catalog(),
+                Some(()) = reload.recv(), if !self.builds.closed => self.load_catalog(),
+
+                // 7. A parked key, an owed sweep or a poll has waited long enough.
+                () = tokio::time::sleep_until(wake.into()) => {}
+
+                // 8. The log, last: what is already here goes first.
+                message = log.consumer().recv(), if !self.builds.closed => {
+                    match message {
+                        Ok(message) => {
+                            // What happened to the partitions before the message came.
+                            self.note_rebalances()?;
+                            self.take_in(&message);
+                        }
+                        Err(error) => self.on_log_error(error)?,
+                    }
+                    self.take_more()?;
+                }
+            }
+        }
+    }
+
+    /// Takes in what librdkafka has already fetched, up to a bound.
+    fn take_more(&mut self) -> Result<(), TranslateError> {
+        let log = Arc::clone(&self.log);
+        for _ in 1..INTAKE_MAX {
+            match log.consumer().recv().now_or_never() {
+                None => break,
+                Some(Ok(message)) => {
+                    self.note_rebalances()?;
+                    self.take_in(&message);
+                }
+                Some(Err(error)) => self.on_log_error(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// To be called before a message is taken in: a partition that was revoked and came back
+    /// must be forgotten before its first message counts, not after.
+    fn note_rebalances(&mut self) -> Result<(), TranslateError> {
+        let events = self.log.take_rebalanced();
+        if events.is_empty() {
+            return Ok(());
+        }
+        for event in events {
+            self.on_rebalanced(event);
+        }
+        // New partitions start unpaused, and those that stay remain as they were.
+        self.log.pause(self.paused)?;
+        Ok(())
+    }
+
+    /// Pauses the log when too much is pending; poll() goes on, so that no rebalance comes of it.
+    fn pace_intake(&mut self) -> Result<(), TranslateError> {
+        let limit = self.context.config.translate.pending_keys_max;
+        let load = self.pending.load() + self.lookups.len() + self.tasks.len();
+        let limit = if self.paused { limit / 2 } else { limit };
+        let pause = load > limit || self.offsets.len() > OFFSETS_MAX;
+        if pause != self.paused {
+            self.log.pause(pause)?;
+            self.paused = pause;
+        }
+        Ok(())
+    }
+
+    fn on_log_error(&mut self, error: rdkafka::error::KafkaError) -> Result<(), TranslateError> {
+        use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+        match error {
+            // Positions are gone (retention, a re-created topic): a new session finds out which.
+            KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::FencedInstanceId,
+            )
+            | KafkaError::MessageConsumptionFatal(_) => {
+                Err(LogError { doing: "reading the log", source: error }.into())
+            }
+            other => {
+                // librdkafka reconnects by itself; `follow_log` says when it has.
+                tracing::warn!(error = %other, "the log does not answer");
+                self.log_failed = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn on_rebalanced(&mut self, event: Rebalanced) {
+        match event {
+            Rebalanced::Assigned(partitions) => {
+                tracing::info!(count = partitions.len(), "partitions assigned");
+                self.rejoining = None;
+            }
+            Rebalanced::Revoked(partitions) => {
+                tracing::info!(count = partitions.len(), "partitions revoked");
+                if self.log_failed {
+                    self.rejoining = Some(Instant::now());
+                }
+                for partition in partitions {
+                    self.offsets.revoke(&partition);
+                    self.committed.remove(&partition);
+                }
+            }
+        }
+    }
+
+    /// Commits every offset that has moved, and updates the metrics that follow from them.
+    fn commit(&mut self, mode: CommitMode) -> Result<(), TranslateError> {
+        let moved: Vec<(Partition, i64)> = self
+            .offsets
+            .all_committable()
+            .filter(|(partition, offset)| self.committed.get(*partition) != Some(offset))
+            .map(|(partition, offset)| (partition.clone(), offset))
+            .collect();
+        self.follow_log();
+        self.check_rejoined()?;
+        self.update_metrics();
+        if let Err(error) = self.log.commit(&moved, mode) {
+            // Tried again at the next tick; a crash meanwhile only repeats work.
+            tracing::warn!(error = %crate::causes::with_causes(&error), "offsets not committed");
+            return Ok(());
+        }
+        self.committed.extend(moved);
+        Ok(())
+    }
+
+    /// After an outage librdkafka joins the group again by itself; it was seen once not to. A new
+    /// session is a new member, and costs nothing but the batch in flight.
+    fn check_rejoined(&mut self) -> Result<(), TranslateError> {
+        let Some(since) = self.rejoining else { return Ok(()) };
+        if self.log.is_away() {
+            self.rejoining = Some(Instant::now());
+        } else if since.elapsed() > REJOIN_MAX {
+            let source = rdkafka::error::KafkaError::Canceled;
+            return Err(LogError { doing: "joining the group again", source }.into());
+        }
+        Ok(())
+    }
+
+    /// For `/readyz`: whether the log can be read. It comes and goes apart from the outages that
+    /// reads and writes meet, of which `trouble` has the last.
+    fn follow_log(&mut self) {
+        // An idle connection may be closed by either side: only after an error is it an outage.
+        let away = self.log_failed && self.log.is_away();
+        if away == self.log_away {
+            return;
+        }
+        self.log_away = away;
+        self.log_failed = away;
+        let health = &self.context.health;
+        match (&self.trouble, away) {
+            (_, true) => health.waits("translate", "Kafka: no broker answers"),
+            (Some(Trouble::Outage(reason)), false) => health.waits("translate", reason.as_str()),
+            (Some(_) | None, false) => health.ready("translate"),
+        }
+    }
+
+    fn update_metrics(&self) {
+        let metrics = &self.tools.metrics;
+        let behind: i64 = self
+            .offsets
+            .all_committable()
+            .filter_map(|(partition, at)| Some(self.log.high_offset(partition)? - at))
+            .map(|it| it.max(0))
+            .sum();
+        let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
+        metrics.translate_lag_records.set(behind);
+        metrics.translate_pending_keys.set(count(self.pending.len() + self.lookups.len()));
+        metrics.translate_parked_keys.set(count(self.pending.parked() + self.lookups.parked()));
+    }
+
+    fn drained(&mut self) -> Result<(), TranslateError> {
+        self.commit(CommitMode::Sync)?;
+        tracing::info!(pending = self.pending.len(), "translate drained");
+        Ok(())
+    }
+
+    /// When something is due by itself; far away when nothing is.
+    fn next_wake(&self) -> Instant {
+        let far = Instant::now() + Duration::from_secs(3_600);
+        if self.builds.closed {
+            return far;
+        }
+        // While every place is taken, the end of a task is what to wait for: a time that has
+        // passed would keep the log from being polled.
+        let connections = self.context.config.translate.connections;
+        let pending = self.pending.next_wake().filter(|_| self.refreshing < self.refresh_places());
+        let lookups = self.lookups.next_wake().filter(|_| self.looking_up < connections);
+        let times = [pending, lookups, self.builds.next_due()];
+        times.into_iter().flatten().min().unwrap_or(far)
+    }
+}

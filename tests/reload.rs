@@ -1,0 +1,152 @@
+//! Mapping files while the daemon runs: added, changed, removed, broken; the old keeps serving
+//! until the new is whole, and frontends never see a gap.
+
+mod support;
+
+use std::time::Duration;
+
+use elasticsearch::http::Method;
+use support::world::{PATIENCE, Wishes, World};
+use support::{eventually, traffic};
+
+const FILE: &str = "city_page.toml";
+
+fn mapping(columns: &str) -> String {
+    format!(
+        "[[denormalization]]\ncollection_name = \"city_page\"\nkey_to_denormalize_upon = \"id\"\n\
+         sql = \"SELECT id, {columns} FROM company_profile\"\n"
+    )
+}
+
+async fn index_of(world: &World, collection: &str) -> Option<String> {
+    let path = format!("/_alias/{}", world.alias(collection));
+    let found = world.elastic(Method::Get, &path, None).await.ok()?;
+    let names: Vec<String> = found.as_object()?.keys().cloned().collect();
+    assert_eq!(names.len(), 1, "an alias has one index");
+    names.into_iter().next()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_file_becomes_documents() {
+    let world = World::new("reload", Wishes { companies: 40, ..Wishes::default() }).await;
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let file = world.mappings.join(FILE);
+
+    // A new collection.
+    std::fs::write(&file, mapping("headquarters_city AS city")).expect("the file is written");
+    let first = eventually("the new collection is built", PATIENCE, || async {
+        index_of(&world, "city_page").await
+    })
+    .await;
+    world.quiet().await;
+    world.check_documents().await;
+
+    // A changed one, while traffic goes on: another index, swapped in whole.
+    let url = world.database_url.clone();
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(async move { traffic::run_all(&url, 7, 2, 40).await });
+    std::fs::write(&file, mapping("headquarters_city AS city, name")).expect("written");
+    let second = eventually("the alias points to the new index", PATIENCE, || async {
+        index_of(&world, "city_page").await.filter(|it| *it != first)
+    })
+    .await;
+    while let Some(ended) = running.join_next().await {
+        ended.expect("traffic does not panic");
+    }
+    world.quiet().await;
+    world.check_documents().await;
+
+    // A broken one: said with its place, and the old keeps serving live changes.
+    std::fs::write(&file, "[[denormalization]]\ncollection_name = \"city_page\"\nsql = 5\n")
+        .expect("written");
+    eventually("the mistake is said", Duration::from_secs(20), || async {
+        daemon.log_text().contains(&format!("{FILE}:3:")).then_some(())
+    })
+    .await;
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE company_profile SET name = 'Still live'").await.expect("updated");
+    world.quiet().await;
+    assert_eq!(index_of(&world, "city_page").await, Some(second.clone()));
+    let documents = world.documents("city_page").await;
+    assert!(!documents.is_empty());
+    assert!(documents.values().all(|it| it["name"] == "Still live"), "{documents:?}");
+
+    // SQL that does not run is a mistake with a place too.
+    std::fs::write(&file, mapping("no_such_column")).expect("written");
+    eventually("the SQL's mistake is said", Duration::from_secs(20), || async {
+        daemon.log_text().contains("no_such_column").then_some(())
+    })
+    .await;
+    assert_eq!(index_of(&world, "city_page").await, Some(second.clone()));
+
+    // Removed: the alias stays, an orphan.
+    std::fs::remove_file(&file).expect("removed");
+    client.batch_execute("UPDATE company_profile SET name = 'After'").await.expect("updated");
+    world.quiet().await;
+    world.check_documents().await;
+    assert_eq!(index_of(&world, "city_page").await, Some(second));
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_builds_nothing_again() {
+    let world = World::new("restart", Wishes { companies: 20, ..Wishes::default() }).await;
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let before = index_of(&world, "company_details_page").await;
+    assert!(daemon.stop().await.success());
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE company_profile SET name = name || '!'").await.expect("updated");
+    let daemon = world.start();
+    world.quiet().await;
+    world.check_documents().await;
+    assert_eq!(index_of(&world, "company_details_page").await, before);
+    assert_eq!(world.metric("onelog_sweep_documents_total").await, Some(0.0), "nothing was swept");
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_column_stops_its_collection_alone() {
+    let world = World::new("suspended", Wishes { companies: 20, ..Wishes::default() }).await;
+    let file = world.mappings.join(FILE);
+    std::fs::write(&file, mapping("headquarters_city AS city, tags")).expect("written");
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let (client, _connection) = world.client().await;
+    // Nothing else reads `tags` by name but the company's page, whose file is mended at once.
+    let page = world.mappings.join("company_details_page.toml");
+    let text = std::fs::read_to_string(&page).expect("the page's mapping");
+    std::fs::write(&page, text.replace(", tags, social", ", social")).expect("written");
+    eventually("the page is built without the column", PATIENCE, || async {
+        let built = world.documents("company_details_page").await;
+        built.values().all(|it| it.get("tags").is_none()).then_some(())
+    })
+    .await;
+    let rename =
+        "ALTER TABLE company_profile DROP COLUMN tags; UPDATE company_profile SET name = 'B'";
+    client.batch_execute(rename).await.expect("dropped");
+    eventually("the collection is suspended", PATIENCE, || async {
+        daemon.log_text().contains("the collection is suspended").then_some(())
+    })
+    .await;
+
+    // The others went on, and the log is read to its end.
+    world.quiet().await;
+    let others = world.documents("company_details_page").await;
+    assert!(others.values().all(|it| it["profile_name"] == "B"), "{others:?}");
+
+    // Mended, it catches up by a sweep.
+    std::fs::write(&file, mapping("headquarters_city AS city, name")).expect("written");
+    eventually("the mended collection is right", PATIENCE, || async {
+        let documents = world.documents("city_page").await;
+        documents.values().all(|it| it["name"] == "B").then_some(())
+    })
+    .await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert!(daemon.stop().await.success());
+}
