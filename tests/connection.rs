@@ -25,7 +25,10 @@ use rand::{Rng, SeedableRng};
 /// Fails rather than hangs.
 const LIMIT: Duration = Duration::from_secs(20);
 
-const OPTIONS: [(&str, &str); 2] = [("proto_version", "1"), ("publication_names", "all_tables")];
+/// Each test reads the publication of its own table: the others write beside it.
+fn options(publication: &str) -> [(&str, &str); 2] {
+    [("proto_version", "1"), ("publication_names", publication)]
+}
 
 async fn bounded<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, work).await.expect("this hangs")
@@ -222,7 +225,9 @@ async fn a_stream_starts_confirms_stops_and_starts_again() {
     let cluster = cluster().await;
     let url: PostgresUrl = cluster.url("postgres").parse().unwrap();
     let sql = client::connect(&url, "onelog test").await.unwrap();
-    sql.batch_execute("create table flow (id int primary key, v text)").await.unwrap();
+    let table = "create table flow (id int primary key, v text); \
+         create publication flow for table flow";
+    sql.batch_execute(table).await.unwrap();
     cluster.slot("flow").await;
     cluster.slot("flow_tls").await;
     // A backlog of many rows, and one row that is larger than any buffer.
@@ -234,22 +239,23 @@ async fn a_stream_starts_confirms_stops_and_starts_again() {
     .unwrap();
 
     let connection = ReplicationConnection::connect(&url).await.unwrap();
-    let mut stream = connection.start_replication("flow", Lsn(0), &OPTIONS).await.unwrap();
+    let mut stream = connection.start_replication("flow", Lsn(0), &options("flow")).await.unwrap();
     assert!(bounded(inserts(&mut stream, 20_001)).await > 5_000_000);
 
     let at = cluster.address("localhost");
     let secured = format!("postgres://secured:right%3A@{at}/postgres?sslmode=require");
     let secured = ReplicationConnection::connect(&secured.parse().unwrap()).await.unwrap();
-    let mut secured = secured.start_replication("flow_tls", Lsn(0), &OPTIONS).await.unwrap();
+    let mut secured =
+        secured.start_replication("flow_tls", Lsn(0), &options("flow")).await.unwrap();
     assert!(bounded(inserts(&mut secured, 20_001)).await > 5_000_000);
     bounded(secured.stop()).await.unwrap();
 
     let second = ReplicationConnection::connect(&url).await.unwrap();
-    let error = second.start_replication("flow", Lsn(0), &OPTIONS).await.unwrap_err();
+    let error = second.start_replication("flow", Lsn(0), &options("flow")).await.unwrap_err();
     assert!(matches!(&error, ConnectionError::Server(it) if it.code == "55006"), "{error:?}");
     assert!(error.is_transient());
     let third = ReplicationConnection::connect(&url).await.unwrap();
-    let error = third.start_replication("no\"slot", Lsn(0), &OPTIONS).await.unwrap_err();
+    let error = third.start_replication("no\"slot", Lsn(0), &options("flow")).await.unwrap_err();
     assert!(!error.is_transient(), "{error:?}");
 
     let place = |text: String| text.parse::<Lsn>().unwrap();
@@ -272,7 +278,7 @@ async fn a_stream_starts_confirms_stops_and_starts_again() {
     let error = connection.simple_query("select 1/0").await.unwrap_err();
     assert!(matches!(&error, ConnectionError::Server(it) if it.code == "22012"), "{error:?}");
     bounded(connection.identify_system()).await.unwrap();
-    let mut stream = connection.start_replication("flow", Lsn(0), &OPTIONS).await.unwrap();
+    let mut stream = connection.start_replication("flow", Lsn(0), &options("flow")).await.unwrap();
     sql.batch_execute("insert into flow values (-1, 'again')").await.unwrap();
     assert!(bounded(inserts(&mut stream, 1)).await < 1000);
 
@@ -291,7 +297,7 @@ async fn whole(url: &PostgresUrl, slot: &str) -> (Vec<Bytes>, ConnectionError) {
     let start = async {
         let mut connection = ReplicationConnection::connect(url).await?;
         connection.identify_system().await?;
-        connection.start_replication(slot, Lsn(0), &OPTIONS).await
+        connection.start_replication(slot, Lsn(0), &options("cut")).await
     };
     match bounded(start).await {
         Ok(mut stream) => bounded(drain(&mut stream)).await,
@@ -304,7 +310,8 @@ async fn recorded() -> (Vec<u8>, Vec<Bytes>) {
     let cluster = cluster().await;
     let url: PostgresUrl = cluster.url("postgres").parse().unwrap();
     let sql = client::connect(&url, "onelog test").await.unwrap();
-    let table = "create table cut (id int primary key, v text)";
+    let table = "create table cut (id int primary key, v text); \
+         create publication cut for table cut";
     sql.batch_execute(table).await.unwrap();
     cluster.slot("cut").await;
     sql.batch_execute("insert into cut values (1, 'one'); update cut set v = null").await.unwrap();
@@ -316,7 +323,7 @@ async fn recorded() -> (Vec<u8>, Vec<Bytes>) {
             .unwrap();
     let mut connection = ReplicationConnection::connect(&url).await.unwrap();
     connection.identify_system().await.unwrap();
-    let mut stream = connection.start_replication("cut", Lsn(0), &OPTIONS).await.unwrap();
+    let mut stream = connection.start_replication("cut", Lsn(0), &options("cut")).await.unwrap();
     let (mut batch, mut bodies) = (Vec::new(), Vec::<Bytes>::new());
     while bodies.last().is_none_or(|it| it[0] != b'C') {
         bounded(stream.next_batch(&mut batch)).await.unwrap();
