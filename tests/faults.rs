@@ -14,7 +14,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::eventually;
-use support::servers::{Away, Setting, alone, stack};
+use support::servers::{Away, Frozen, Setting, alone, stack};
 use support::traffic::Load;
 use support::world::{PATIENCE, Wishes, World, free_address};
 use tokio::task::JoinSet;
@@ -112,6 +112,29 @@ async fn a_server_that_is_away_is_waited_for() {
         world.quiet().await;
         world.check_documents().await;
     }
+    right_and_stopped(&world, daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_costs_a_session_and_nothing_else() {
+    let _turn = alone().await;
+    let wishes = Wishes { companies: 40, ..Wishes::default() };
+    let (world, daemon) = built("hangs", wishes).await;
+    let restarts = async || {
+        let stage = "stage=\"translate\"";
+        world.metric_where("onelog_stage_restarts_total", stage).await
+    };
+    let before = restarts().await.expect("the metric");
+    let frozen = Frozen::freeze("kafka").await;
+    support::traffic::run_all(&world.database_url, 78, 2, 10).await;
+    // Longer than librdkafka waits for its partitions, so the group is joined by a new member.
+    eventually("a new session is tried", PATIENCE, || async {
+        restarts().await.filter(|it| *it > before).map(|_| ())
+    })
+    .await;
+    assert!(not_ready(&world).await.contains("translate: "));
+    frozen.thaw().await;
+    ready(&world).await;
     right_and_stopped(&world, daemon).await;
 }
 

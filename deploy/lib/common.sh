@@ -230,6 +230,12 @@ end() {
   return 1
 }
 
+# signal FOLDER SIGNAL: to a server that must be running.
+signal() {
+  runs "$1" || die "$(basename "$1") is not up"
+  kill "-$2" "$(< "$1/pid")"
+}
+
 # stop_gently FOLDER SECONDS: asks, and after SECONDS insists.
 stop_gently() {
   end "$1" TERM "$2" || {

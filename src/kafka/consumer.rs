@@ -108,9 +108,14 @@ impl ConsumerContext for LogContext {
     }
 }
 
+/// Longest wait for leaving the group. A member that does not leave is missed by the others only
+/// for a session timeout.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
+
 /// A member of the group.
 pub struct Log {
-    consumer: Arc<StreamConsumer<LogContext>>,
+    /// None only while it is being dropped.
+    consumer: Option<Arc<StreamConsumer<LogContext>>>,
 }
 
 /// Settings of the group's members. librdkafka's defaults would buffer 64 MiB and wait 1 s after
@@ -144,22 +149,39 @@ impl Log {
         let consumer = member_config(config)
             .create_with_context(LogContext::default())
             .map_err(while_doing("creating the consumer"))?;
-        Ok(Self { consumer: Arc::new(consumer) })
+        Ok(Self { consumer: Some(Arc::new(consumer)) })
     }
 
     pub fn consumer(&self) -> &StreamConsumer<LogContext> {
-        &self.consumer
+        self.shared()
+    }
+
+    fn shared(&self) -> &Arc<StreamConsumer<LogContext>> {
+        self.consumer.as_ref().expect("it is taken by drop alone")
+    }
+
+    /// Leaves the group, and waits for it if this is the last holder.
+    pub async fn close(log: Arc<Self>) {
+        let Some(consumer) = Arc::into_inner(log).and_then(|mut it| it.consumer.take()) else {
+            return;
+        };
+        let (closed, waiting) = tokio::sync::oneshot::channel();
+        drop_aside(consumer, move || {
+            // Whoever waited may have lost patience.
+            let _gone = closed.send(());
+        });
+        let _patience_lost = tokio::time::timeout(CLOSE_MAX, waiting).await;
     }
 
     /// Membership changes since the last call, oldest first.
     pub fn take_rebalanced(&self) -> Vec<Rebalanced> {
-        let context = self.consumer.context();
+        let context = self.consumer().context();
         std::mem::take(&mut *context.rebalanced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The end of a partition as the broker last said it.
     pub fn high_offset(&self, partition: &Partition) -> Option<i64> {
-        let context = self.consumer.context();
+        let context = self.consumer().context();
         let high = context.high_offsets.lock().unwrap_or_else(PoisonError::into_inner);
         high.get(partition).copied()
     }
@@ -167,24 +189,27 @@ impl Log {
     /// Subscribes to exactly these topics. Their positions must have been committed.
     pub fn subscribe(&self, topics: &[String]) -> Result<(), LogError> {
         if topics.is_empty() {
-            self.consumer.unsubscribe();
+            self.consumer().unsubscribe();
             return Ok(());
         }
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        self.consumer.subscribe(&names).map_err(while_doing("subscribing"))
+        self.consumer().subscribe(&names).map_err(while_doing("subscribing"))
     }
 
     /// Whether no broker is connected. An idle log is silent, so that nothing else says when an
     /// outage has ended.
     pub fn is_away(&self) -> bool {
-        self.consumer.context().away.load(Ordering::Relaxed)
+        self.consumer().context().away.load(Ordering::Relaxed)
     }
 
     /// Stops fetching while poll() goes on, so that a long wait causes no rebalance.
     pub fn pause(&self, paused: bool) -> Result<(), LogError> {
-        let assigned = self.consumer.assignment().map_err(while_doing("pausing"))?;
-        let result =
-            if paused { self.consumer.pause(&assigned) } else { self.consumer.resume(&assigned) };
+        let assigned = self.consumer().assignment().map_err(while_doing("pausing"))?;
+        let result = if paused {
+            self.consumer().pause(&assigned)
+        } else {
+            self.consumer().resume(&assigned)
+        };
         result.map_err(while_doing("pausing"))
     }
 
@@ -194,7 +219,7 @@ impl Log {
             return Ok(());
         }
         let list = position_list(positions)?;
-        self.consumer.commit(&list, mode).map_err(while_doing("committing offsets"))
+        self.consumer().commit(&list, mode).map_err(while_doing("committing offsets"))
     }
 
     /// Commits the positions that [`Log::lost_positions`] proposed, and waits for it.
@@ -203,7 +228,7 @@ impl Log {
             return Ok(());
         }
         let list = position_list(&positions)?;
-        let consumer = Arc::clone(&self.consumer);
+        let consumer = Arc::clone(self.shared());
         let committed =
             tokio::task::spawn_blocking(move || consumer.commit(&list, CommitMode::Sync));
         let result = committed.await.unwrap_or(Err(KafkaError::Canceled));
@@ -220,7 +245,7 @@ impl Log {
         topics: Vec<String>,
         age_max: Duration,
     ) -> Result<Vec<(Partition, i64)>, LogError> {
-        let consumer = Arc::clone(&self.consumer);
+        let consumer = Arc::clone(self.shared());
         let found = tokio::task::spawn_blocking(move || {
             let mut lost = Vec::new();
             for topic in topics {
@@ -232,6 +257,24 @@ impl Log {
             Err(LogError { doing: "reading positions", source: KafkaError::Canceled })
         })
     }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(consumer) = self.consumer.take() {
+            drop_aside(consumer, || {});
+        }
+    }
+}
+
+/// Drops the member on a thread of its own. librdkafka's close waits without a limit for its state
+/// machine, which was seen to stand still after an outage; neither a worker of ours nor the end
+/// of the process may wait with it, and the end of a runtime waits for its blocking threads.
+fn drop_aside(consumer: Arc<StreamConsumer<LogContext>>, then: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        drop(consumer);
+        then();
+    });
 }
 
 fn position_list(positions: &[(Partition, i64)]) -> Result<TopicPartitionList, LogError> {

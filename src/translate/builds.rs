@@ -120,12 +120,14 @@ impl Builds {
 
     /// Starts a load, unless one is running; then another follows it.
     pub fn begin_load(&mut self) -> Option<Request> {
+        // Also when it follows a running one: a time that has passed would wake the stage at once,
+        // again and again.
+        self.load_at = None;
         if self.loading {
             self.load_again = true;
             return None;
         }
         self.loading = true;
-        self.load_at = None;
         let active = self.served.values().map(|it| {
             (it.build.index.as_ref().to_owned(), published(&it.build.plan).into_iter().collect())
         });

@@ -34,9 +34,11 @@ const INTAKE_MAX: usize = 500;
 /// Records behind a parked one whose offsets can't be committed yet: some 50 MB. A day's wait for
 /// a standby holds up the others only once they are so many.
 const OFFSETS_MAX: usize = 1_000_000;
-/// How long joining the group may take once a broker answers: twice the session timeout, which
-/// the broker waits for members that died.
+/// How long joining the group may take after an outage has cost us our partitions: twice the
+/// session timeout, which the broker waits for members that died.
 const REJOIN_MAX: Duration = Duration::from_secs(12);
+/// How often an outage of the log is said while it lasts.
+const LOG_ERROR_SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often offsets are committed while work goes on. What is not committed is done again after
 /// a crash, which costs reads and changes nothing.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
@@ -92,9 +94,10 @@ pub struct Stage {
     pub outdated: HashMap<BuildId, u32>,
     /// The log has said an error since it was last seen to come back.
     pub log_failed: bool,
+    pub log_error_said: Option<Instant>,
     /// No broker of the log answers.
     pub log_away: bool,
-    /// Since when the brokers are back after an outage that cost us our partitions.
+    /// Since when an outage has cost us our partitions.
     pub rejoining: Option<Instant>,
     /// How far the database was when it was last asked.
     pub noted: epoch::Moment,
@@ -157,6 +160,7 @@ pub async fn run_session(
         trouble: None,
         outdated: HashMap::new(),
         log_failed: false,
+        log_error_said: None,
         log_away: false,
         rejoining: None,
         noted: now,
@@ -167,6 +171,9 @@ pub async fn run_session(
     stage.load_catalog();
     let ended = stage.run(demanded, reload).await;
     stage.tasks.shutdown().await;
+    let log = Arc::clone(&stage.log);
+    drop(stage);
+    Log::close(log).await;
     ended
 }
 
@@ -300,9 +307,13 @@ impl Stage {
                 Err(LogError { doing: "reading the log", source: error }.into())
             }
             other => {
-                // librdkafka reconnects by itself; `follow_log` says when it has.
-                tracing::warn!(error = %other, "the log does not answer");
+                // librdkafka reconnects by itself; `follow_log` says when it has. Meanwhile it
+                // says the same a dozen times a second.
                 self.log_failed = true;
+                if self.log_error_said.is_none_or(|it| it.elapsed() > LOG_ERROR_SAID_EVERY) {
+                    self.log_error_said = Some(Instant::now());
+                    tracing::warn!(error = %other, "the log does not answer");
+                }
                 Ok(())
             }
         }
@@ -347,13 +358,12 @@ impl Stage {
         Ok(())
     }
 
-    /// After an outage librdkafka joins the group again by itself; it was seen once not to. A new
-    /// session is a new member, and costs nothing but the batch in flight.
-    fn check_rejoined(&mut self) -> Result<(), TranslateError> {
-        let Some(since) = self.rejoining else { return Ok(()) };
-        if self.log.is_away() {
-            self.rejoining = Some(Instant::now());
-        } else if since.elapsed() > REJOIN_MAX {
+    /// After an outage librdkafka joins the group again by itself, but was seen not to: its group
+    /// stood still after the revocation, and then it does not connect to a broker either, so that
+    /// "a broker is up" is no condition to wait for. A new session is a new member; while the
+    /// outage lasts, it does not get beyond its first question to the log.
+    fn check_rejoined(&self) -> Result<(), TranslateError> {
+        if self.rejoining.is_some_and(|it| it.elapsed() > REJOIN_MAX) {
             let source = rdkafka::error::KafkaError::Canceled;
             return Err(LogError { doing: "joining the group again", source }.into());
         }

@@ -50,6 +50,34 @@ impl Drop for Away {
     }
 }
 
+/// A server that hangs: it is up, takes connections, and says nothing. It goes on when this is
+/// dropped, also by a failing test.
+pub struct Frozen {
+    service: &'static str,
+}
+
+impl Frozen {
+    pub async fn freeze(service: &'static str) -> Self {
+        stack("freeze", service).await;
+        Self { service }
+    }
+
+    pub async fn thaw(self) {
+        let service = self.service;
+        std::mem::forget(self);
+        stack("thaw", service).await;
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let thawed = run_stack("thaw", self.service);
+        if let (Err(fault), false) = (thawed, std::thread::panicking()) {
+            panic!("{fault}");
+        }
+    }
+}
+
 /// `deploy/stack COMMAND SERVICE` on the shared servers.
 pub async fn stack(command: &'static str, service: &'static str) {
     let ran = tokio::task::spawn_blocking(move || run_stack(command, service)).await;
