@@ -107,6 +107,10 @@ metrics! {
     translate_lag_records: IntGauge [],
     /// Keys waiting to be read or being read.
     translate_pending_keys: IntGauge [],
+    /// Keys of changes that touch very many documents, waiting behind those of small ones.
+    translate_low_keys: IntGauge [],
+    /// Changes, or several of one row together, that touched very many documents.
+    translate_fan_outs_total: IntCounter [],
     /// Keys whose change is not visible to new snapshots yet.
     translate_parked_keys: IntGauge [],
     /// Reads of Postgres, by outcome.

@@ -14,9 +14,11 @@
 pub mod builds;
 pub mod claims;
 pub mod epoch;
+pub mod fanout;
 pub mod intake;
 pub mod load;
 pub mod lookup;
+pub mod lookups;
 pub mod readers;
 pub mod refresh;
 pub mod route;

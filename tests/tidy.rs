@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "document/queries.rs",
     "elasticsearch/bulk.rs",
     "translate/tickets.rs",
+    "translate/lookups.rs",
     "translate/route.rs",
 ];
 

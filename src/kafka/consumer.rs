@@ -14,7 +14,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer,
 };
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientConfig, Statistics};
 
@@ -62,6 +62,8 @@ pub struct LogContext {
     high_offsets: Mutex<HashMap<Partition, i64>>,
     /// No broker was connected when librdkafka last looked, once a second.
     away: AtomicBool,
+    /// An asynchronous commit of offsets has failed.
+    uncommitted: AtomicBool,
 }
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<Partition> {
@@ -93,6 +95,13 @@ impl ClientContext for LogContext {
 }
 
 impl ConsumerContext for LogContext {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!(%error, "offsets not committed; they are committed again");
+            self.uncommitted.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(list) = rebalance {
             let event = Rebalanced::Revoked(partitions_of(list));
@@ -220,6 +229,11 @@ impl Log {
         }
         let list = position_list(positions)?;
         self.consumer().commit(&list, mode).map_err(while_doing("committing offsets"))
+    }
+
+    /// Whether a commit that was not waited for has failed since the last call.
+    pub fn take_uncommitted(&self) -> bool {
+        self.consumer.context().uncommitted.swap(false, Ordering::Relaxed)
     }
 
     /// Commits the positions that [`Log::lost_positions`] proposed, and waits for it.

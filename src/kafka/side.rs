@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
@@ -25,6 +25,18 @@ pub struct SideError {
     pub topic: String,
     #[source]
     pub source: KafkaError,
+}
+
+impl SideError {
+    fn is_too_large(&self) -> bool {
+        let code = self.source.rdkafka_error_code();
+        code.is_some_and(|it| {
+            matches!(
+                it,
+                RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize
+            )
+        })
+    }
 }
 
 /// A record that can't be handled.
@@ -57,7 +69,9 @@ impl SideProducer {
             ("partitioner", "murmur2_random".to_owned()),
             ("message.timeout.ms", timeout),
             ("queue.buffering.max.ms", "1".to_owned()),
-            ("queue.buffering.max.kbytes", "4096".to_owned()),
+            // As the producer of records: what it could send must also be buried.
+            ("message.max.bytes", "10485760".to_owned()),
+            ("queue.buffering.max.kbytes", "16384".to_owned()),
         ];
         let producer = settings::client_config(config, &own)
             .create_with_context(Quiet)
@@ -77,8 +91,10 @@ impl SideProducer {
             .insert(text_header("kind", "document"))
             .insert(text_header("collection", collection))
             .insert(text_header("reason", reason));
+        self.send(&self.dead_letter_topic, Some(key.0.as_bytes()), None, headers).await?;
+        // Counted once it is there: what is tried again is one dead letter all the same.
         self.metrics.dead_letters_total.with_label_values(&["document"]).inc();
-        self.send(&self.dead_letter_topic, Some(key.0.as_bytes()), None, headers).await
+        Ok(())
     }
 
     /// Buries a record that is no change record.
@@ -90,8 +106,16 @@ impl SideProducer {
             .insert(text_header("partition", &number))
             .insert(text_header("offset", &offset))
             .insert(text_header("reason", record.reason));
+        let topic = &self.dead_letter_topic;
+        match self.send(topic, record.key, record.value, headers.clone()).await {
+            // The topic takes less than the one that the record is of, where it can be found.
+            Err(error) if error.is_too_large() => {
+                self.send(topic, record.key, None, headers).await?;
+            }
+            sent => sent?,
+        }
         self.metrics.dead_letters_total.with_label_values(&["record"]).inc();
-        self.send(&self.dead_letter_topic, record.key, record.value, headers).await
+        Ok(())
     }
 
     /// Writes a progress record.

@@ -10,8 +10,8 @@ use crate::document::read::{Flusher, Read, ReadError, ReadLimits, Reader};
 use crate::mapping::plan::TableName;
 use crate::postgres::url::PostgresUrl;
 
-/// A bounded pool. A connection that failed, or whose read was cancelled midway, is dropped and
-/// never used again.
+/// A bounded pool. A connection that failed itself, or whose read was cancelled midway, is dropped
+/// and never used again.
 pub struct Readers {
     url: PostgresUrl,
     limits: ReadLimits,
@@ -34,9 +34,8 @@ impl Readers {
     pub async fn read(&self, tables: &[TableName], queries: &[Query]) -> Result<Read, ReadError> {
         let _permit = self.permit().await;
         let mut reader = self.take().await?;
-        let read = reader.read(tables, queries).await?;
-        self.give_back(reader);
-        Ok(read)
+        let read = reader.read(tables, queries).await;
+        self.give_back(reader, read)
     }
 
     /// One read whose second half depends on its first, in the same snapshot.
@@ -48,9 +47,8 @@ impl Readers {
     ) -> Result<Read, ReadError> {
         let _permit = self.permit().await;
         let mut reader = self.take().await?;
-        let read = reader.read_with(tables, first, then).await?;
-        self.give_back(reader);
-        Ok(read)
+        let read = reader.read_with(tables, first, then).await;
+        self.give_back(reader, read)
     }
 
     async fn permit(&self) -> tokio::sync::SemaphorePermit<'_> {
@@ -67,7 +65,16 @@ impl Readers {
         }
     }
 
-    fn give_back(&self, reader: Reader) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+    /// A query that fails, or a lock that is not granted, is no fault of the connection's: to
+    /// connect anew for each key that can't be read would cost more than the read.
+    fn give_back(&self, reader: Reader, read: Result<Read, ReadError>) -> Result<Read, ReadError> {
+        let fault = matches!(
+            read,
+            Err(ReadError::Lost { .. } | ReadError::InRecovery | ReadError::Inconsistent { .. })
+        );
+        if reader.is_usable() && !fault {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        }
+        read
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::causes::with_causes;
 use crate::document::build::{self, Built};
-use crate::document::pending::{BuildId, Taken};
+use crate::document::pending::{BuildId, Lane, Taken};
 use crate::document::queries;
 use crate::document::read::{Read, ReadError};
 use crate::document::{Document, DocumentKey, DocumentVersion};
@@ -38,6 +38,8 @@ pub enum KeyEnd {
     Busy,
     /// An outage: read again after a while.
     Again,
+    /// The read took too long: read again alone, and after a while.
+    Slow,
 }
 
 /// What the stage must know besides.
@@ -63,64 +65,101 @@ pub struct Report {
     pub trouble: Option<Trouble>,
 }
 
-/// Refreshes the keys. With `probe`, which is for keys that were not visible before, a cheap look
-/// at the snapshot comes first, so that a wait of hours does not re-run SQL all the time.
+/// What a batch is read for.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    pub lane: Lane,
+    /// For keys that were not visible before: a cheap look at the snapshot comes first, so that a
+    /// wait of hours does not re-run SQL all the time.
+    pub probe: bool,
+    /// A key that is too slow once more goes to the dead letters.
+    pub last_try: bool,
+}
+
+/// A batch has ended.
+#[derive(Debug)]
+pub struct Refreshed {
+    pub how: How,
+    /// Keys in the batch.
+    pub asked: usize,
+    /// Whether the read took longer than statement_timeout.
+    pub slow: bool,
+    pub report: Report,
+}
+
+/// Refreshes the keys.
 pub async fn refresh(
     tools: Arc<Tools>,
     build: Arc<Build>,
     batch: Vec<Taken>,
-    probe: bool,
-) -> Report {
-    let mut report = Report {
+    how: How,
+) -> Refreshed {
+    let asked: HashSet<DocumentKey> = batch.iter().map(|it| it.key.clone()).collect();
+    let report = Report {
         build: build.id,
         keys: Vec::with_capacity(batch.len()),
         besides: Vec::new(),
         trouble: None,
     };
-    let asked: HashSet<DocumentKey> = batch.iter().map(|it| it.key.clone()).collect();
+    let mut refreshed = Refreshed { how, asked: asked.len(), slow: false, report };
+    let report = &mut refreshed.report;
     let mut batches = vec![batch];
-    if probe {
+    if how.probe {
         let batch = batches.pop().unwrap_or_default();
-        batches.push(visible_now(&tools, batch, &mut report).await);
+        batches.push(visible_now(&tools, batch, report).await);
     }
     // Batches that fail by a key's own fault are halved until the key is alone.
-    while let Some(batch) = batches.pop() {
+    while let Some(mut batch) = batches.pop() {
         if batch.is_empty() {
             continue;
         }
         if report.trouble.is_some() {
-            give_back(batch, KeyEnd::Again, &mut report);
+            give_back(batch, KeyEnd::Again, report);
             continue;
         }
         match read(&tools, &build, &batch).await {
-            Ok(read) => write(&tools, &build, batch, read, &mut report).await,
-            Err(ReadError::Query { source, .. }) if batch.len() == 1 => {
-                let reason = with_causes(&source);
-                for taken in batch {
-                    bury(&tools, &build, taken.key, &reason, &mut report).await;
-                }
+            Ok(read) => write(&tools, &build, batch, read, report).await,
+            Err(ReadError::Query { .. }) if batch.len() > 1 => {
+                let second = batch.split_off(batch.len() / 2);
+                batches.extend([batch, second]);
             }
-            Err(ReadError::Query { .. } | ReadError::StatementTimeout { .. })
-                if batch.len() > 1 =>
-            {
-                let mut first = batch;
-                let second = first.split_off(first.len() / 2);
-                batches.extend([first, second]);
+            Err(error @ ReadError::Query { .. }) => {
+                bury_all(&tools, &build, batch, &with_causes(&error), report).await;
+            }
+            Err(error @ ReadError::StatementTimeout { .. }) => {
+                refreshed.slow = true;
+                if how.last_try {
+                    bury_all(&tools, &build, batch, &with_causes(&error), report).await;
+                } else {
+                    give_back(batch, KeyEnd::Slow, report);
+                }
             }
             Err(error) => {
                 report.trouble = Some(trouble_of(&error));
-                give_back(batch, KeyEnd::Again, &mut report);
+                give_back(batch, KeyEnd::Again, report);
             }
         }
     }
     // What came besides may be in flight elsewhere for causes that this read does not see: its
     // end here is not that one's.
     let (keys, besides): (Vec<_>, Vec<_>) =
-        report.keys.into_iter().partition(|(key, _)| asked.contains(key));
+        std::mem::take(&mut report.keys).into_iter().partition(|(key, _)| asked.contains(key));
     report.keys = keys;
     let unfinished = besides.into_iter().filter(|(_, end)| *end != KeyEnd::Finished);
     report.besides = unfinished.map(|(key, _)| key).collect();
-    report
+    refreshed
+}
+
+async fn bury_all(
+    tools: &Tools,
+    build: &Build,
+    batch: Vec<Taken>,
+    reason: &str,
+    report: &mut Report,
+) {
+    for taken in batch {
+        bury(tools, build, taken.key, reason, report).await;
+    }
 }
 
 fn give_back(batch: Vec<Taken>, end: KeyEnd, report: &mut Report) {

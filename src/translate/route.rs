@@ -23,8 +23,8 @@ pub struct PathId {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     pub keys: BTreeSet<(BuildId, DocumentKey)>,
-    /// Values of the path's columns, one list for each image.
-    pub lookups: Vec<(PathId, Vec<Option<String>>)>,
+    /// Values of the path's columns, one list for each image, without repeats.
+    pub lookups: BTreeSet<(PathId, Vec<Option<String>>)>,
     /// Collections of which nothing less than everything must be looked at.
     pub sweeps: BTreeSet<BuildId>,
 }
@@ -138,7 +138,7 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
             }
             // A path joins on every column, and NULL joins with nothing.
             if values.iter().all(Option::is_some) {
-                touched.lookups.push((id, values));
+                touched.lookups.insert((id, values));
             }
         }
     }

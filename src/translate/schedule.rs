@@ -5,32 +5,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::document::pending::BuildId;
 use crate::kafka::progress_record;
-use crate::translate::refresh::{KeyEnd, Trouble, refresh};
+use crate::translate::refresh::Trouble;
 use crate::translate::stage::{Done, Origin, Stage};
 use crate::translate::sweep::{Demanded, SweepError};
-use crate::translate::{TranslateError, epoch, load, lookup, refresh, sweep};
+use crate::translate::{TranslateError, epoch, load, sweep};
 
-/// First pause before a key that was not visible is read again. The gap between WAL and
-/// visibility is microseconds to a few milliseconds without a synchronous standby.
-const NOT_VISIBLE_FIRST: Duration = Duration::from_millis(2);
-/// Longest such pause: within a second of the end of any wait, the document is right.
-const NOT_VISIBLE_MAX: Duration = Duration::from_millis(400);
-/// First and longest pause before work that met an outage is tried again.
-const OUTAGE_FIRST: Duration = Duration::from_millis(50);
+/// Before work that met an outage is tried again, and a sweep that failed.
 const OUTAGE_MAX: Duration = Duration::from_secs(2);
-/// Another write of the same key takes about this long.
-const BUSY_PAUSE: Duration = Duration::from_millis(3);
 /// Reads of a build that fail for good before it is suspended: enough for a load of the mappings
 /// to come between.
 const OUTDATED_MAX: u32 = 6;
-/// Images in one lookup: enough to amortize the round trip, few enough for a short query.
-const IMAGES_MAX: usize = 500;
-
-/// Doubles `first` with each attempt, up to `max`.
-fn backoff(first: Duration, max: Duration, attempt: u32) -> Duration {
-    first.saturating_mul(1 << attempt.min(16)).min(max)
-}
-
 impl Stage {
     /// Starts all work that may start now.
     pub fn schedule(&mut self) -> Result<(), TranslateError> {
@@ -45,37 +29,8 @@ impl Stage {
             self.load_catalog();
         }
         self.start_due_sweeps(now);
-        let connections = self.context.config.translate.connections;
-        while self.looking_up < connections
-            && let Some((path, wanted)) = self.lookups.take(IMAGES_MAX, now)
-        {
-            let Some(build) = self.builds.get(path.build) else {
-                wanted.iter().for_each(|it| self.close_ticket(it.ticket));
-                continue;
-            };
-            self.looking_up += 1;
-            let tools = Arc::clone(&self.tools);
-            self.tasks.spawn(async move {
-                Done::Lookup(lookup::lookup(tools, build, path, wanted).await)
-            });
-        }
-        while self.refreshing < self.refresh_places()
-            && let Some(id) = self.pending.next(now)
-        {
-            let keys_max = self.context.config.translate.keys_per_read;
-            let batch = self.pending.take_batch(id, keys_max, now);
-            let Some(build) = self.builds.get(id) else {
-                for ticket in self.pending.remove(id) {
-                    self.ended(ticket);
-                }
-                continue;
-            };
-            let probe = batch.iter().any(|it| self.attempts.contains_key(&(id, it.key.clone())));
-            self.refreshing += 1;
-            let tools = Arc::clone(&self.tools);
-            self.tasks
-                .spawn(async move { Done::Refresh(refresh(tools, build, batch, probe).await) });
-        }
+        self.start_lookups(now);
+        self.start_refreshes(now);
         Ok(())
     }
 
@@ -92,14 +47,8 @@ impl Stage {
     /// What follows from a finished task.
     pub fn on_done(&mut self, done: Done) -> Result<(), TranslateError> {
         match done {
-            Done::Refresh(report) => {
-                self.refreshing -= 1;
-                self.on_refreshed(report);
-            }
-            Done::Lookup(report) => {
-                self.looking_up -= 1;
-                self.on_looked_up(report);
-            }
+            Done::Refresh(refreshed) => self.on_refreshed(refreshed),
+            Done::Lookup(report) => self.on_looked_up(report),
             Done::Sweep(build, ended) => self.on_swept(build, ended),
             Done::Catalog(loaded) => self.on_catalog(*loaded)?,
             Done::Buried(place) => {
@@ -113,58 +62,6 @@ impl Stage {
             Done::Suspended(build) => self.suspended(build),
         }
         Ok(())
-    }
-
-    fn on_refreshed(&mut self, report: refresh::Report) {
-        let now = Instant::now();
-        self.count_outdated(report.build, report.trouble.as_ref());
-        for (key, end) in report.keys {
-            let place = (report.build, key);
-            let (first, max) = match end {
-                KeyEnd::Finished => {
-                    self.attempts.remove(&place);
-                    for ticket in self.pending.finish(place.0, &place.1) {
-                        self.ended(ticket);
-                    }
-                    continue;
-                }
-                KeyEnd::Busy => (BUSY_PAUSE, BUSY_PAUSE),
-                KeyEnd::NotVisible => (NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX),
-                KeyEnd::Again => (OUTAGE_FIRST, OUTAGE_MAX),
-            };
-            let attempt = self.attempts.get(&place).copied().unwrap_or(0);
-            self.pending.park(place.0, &place.1, now + backoff(first, max, attempt));
-            let known = self.builds.get(place.0).is_some();
-            if known && end != KeyEnd::Busy {
-                self.attempts.insert(place, attempt.saturating_add(1));
-            }
-        }
-        for key in report.besides {
-            self.pending.demand(report.build, key, None, None);
-        }
-        self.on_trouble(report.trouble);
-    }
-
-    fn on_looked_up(&mut self, report: lookup::Report) {
-        let now = Instant::now();
-        let path = report.path;
-        self.count_outdated(path.build, report.trouble.as_ref());
-        self.count_affected(path.build, report.keys.len());
-        // The keys wait for all records of the batch: which image led to which is not known.
-        let records = report.found.into_iter().map(|it| it.ticket).collect();
-        let ticket = self.open_ticket(Origin::Lookup(records));
-        for key in report.keys {
-            self.pending.demand(path.build, key, None, Some(ticket));
-        }
-        self.close_ticket(ticket);
-        let attempt = report.waiting.iter().map(|it| it.attempts).max().unwrap_or(0);
-        let pause = backoff(NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX, attempt);
-        self.lookups.park(path, report.waiting, now + pause);
-        self.lookups.park(path, report.again, now + OUTAGE_FIRST * 4);
-        for wanted in report.unanswerable {
-            self.owe_sweep(path.build, Some(wanted.ticket));
-        }
-        self.on_trouble(report.trouble);
     }
 
     /// Remembers what went wrong last, for `/readyz`, and starts what mends it.
@@ -223,16 +120,21 @@ impl Stage {
     /// A build whose SQL fails again and again, also after the mappings were resolved anew, must
     /// not hold up the others: neither their keys nor the offsets. First its index is told that a
     /// sweep is owed to it, durably, and then it is forgotten, until a load finds that it works.
-    fn count_outdated(&mut self, build: BuildId, trouble: Option<&Trouble>) {
+    pub fn count_outdated(&mut self, build: BuildId, trouble: Option<&Trouble>) {
         if trouble != Some(&Trouble::PlanOutdated) {
             self.outdated.remove(&build);
             return;
         }
         let count = self.outdated.entry(build).or_insert(0);
         *count += 1;
-        let Some(serving) = self.builds.get(build).filter(|_| *count == OUTDATED_MAX) else {
-            return;
-        };
+        if *count == OUTDATED_MAX {
+            self.give_up(build);
+        }
+    }
+
+    /// Suspends a build once its index says that a sweep is owed to it.
+    pub fn give_up(&mut self, build: BuildId) {
+        let Some(serving) = self.builds.get(build) else { return };
         let (tools, index) = (Arc::clone(&self.tools), Arc::clone(&serving.index));
         self.tasks.spawn(async move {
             let mut pause = tokio::time::interval(OUTAGE_MAX);
@@ -253,7 +155,8 @@ impl Stage {
         let name = &suspended.plan.name;
         tracing::error!(
             collection = name,
-            "the collection is suspended, as its SQL does not run any more; `onelog check` says why"
+            "the collection is suspended, as its SQL does not run (any more) or takes longer than \
+             [translate] statement_timeout; `onelog check` says why"
         );
         self.tools.metrics.collection_live.with_label_values(&[name]).set(0);
         self.builds.suspend(name.clone(), Instant::now());
@@ -274,6 +177,7 @@ impl Stage {
             self.close_ticket(ticket);
         }
         self.attempts.retain(|(id, _), _| *id != build);
+        self.paces.forget(build);
     }
 
     fn start_due_sweeps(&mut self, now: Instant) {
@@ -318,7 +222,7 @@ impl Stage {
     }
 
     /// Nobody waits for the ticket any more.
-    fn ended(&mut self, ticket: u64) {
+    pub fn ended(&mut self, ticket: u64) {
         match self.tickets.remove(&ticket) {
             Some(Origin::Record { place, commit_us }) => {
                 self.offsets.done(place);

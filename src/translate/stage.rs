@@ -19,8 +19,9 @@ use crate::kafka::side::SideProducer;
 use crate::mapping::watch;
 use crate::translate::builds::Builds;
 use crate::translate::claims::Claims;
-use crate::translate::intake::Lookups;
+use crate::translate::fanout::Paces;
 use crate::translate::load::Loaded;
+use crate::translate::lookups::Lookups;
 use crate::translate::readers::Readers;
 use crate::translate::refresh::Trouble;
 use crate::translate::route::Router;
@@ -60,7 +61,7 @@ pub enum Origin {
 
 /// A finished task.
 pub enum Done {
-    Refresh(refresh::Report),
+    Refresh(refresh::Refreshed),
     Lookup(lookup::Report),
     Sweep(BuildId, Result<(), sweep::SweepError>),
     Catalog(Box<Result<Loaded, TranslateError>>),
@@ -86,7 +87,9 @@ pub struct Stage {
     pub next_ticket: u64,
     pub tasks: JoinSet<Done>,
     pub refreshing: usize,
+    /// Lookups that run, pages of walks aside.
     pub looking_up: usize,
+    pub paces: Paces,
     /// How often in a row a key was read in vain.
     pub attempts: HashMap<(BuildId, DocumentKey), u32>,
     pub trouble: Option<Trouble>,
@@ -156,6 +159,7 @@ pub async fn run_session(
         tasks: JoinSet::new(),
         refreshing: 0,
         looking_up: 0,
+        paces: Paces::default(),
         attempts: HashMap::new(),
         trouble: None,
         outdated: HashMap::new(),
@@ -198,7 +202,8 @@ impl Stage {
             self.pace_intake()?;
             self.schedule()?;
             let wake = self.next_wake();
-            let drained = shutdown.is_cancelled() && self.refreshing + self.looking_up == 0;
+            let working = self.refreshing + self.looking_up;
+            let drained = shutdown.is_cancelled() && working == 0 && !self.paces.walking;
             if drained {
                 return self.drained();
             }
@@ -282,9 +287,11 @@ impl Stage {
 
     /// Pauses the log when too much is pending; poll() goes on, so that no rebalance comes of it.
     fn pace_intake(&mut self) -> Result<(), TranslateError> {
-        let limit = self.context.config.translate.pending_keys_max;
         let load = self.pending.load() + self.lookups.len() + self.tasks.len();
+        let limit = self.context.config.translate.pending_keys_max;
         let limit = if self.paused { limit / 2 } else { limit };
+        // The low lane is bounded by itself. Each of its keys has the ticket of its fan-out.
+        let limit = limit + 2 * self.pending.low();
         let pause = load > limit || self.offsets.len() > OFFSETS_MAX;
         if pause != self.paused {
             self.log.pause(pause)?;
@@ -340,6 +347,10 @@ impl Stage {
 
     /// Commits every offset that has moved, and updates the metrics that follow from them.
     fn commit(&mut self, mode: CommitMode) -> Result<(), TranslateError> {
+        if self.log.take_uncommitted() {
+            // Whichever it was: an offset that stands still would never be committed otherwise.
+            self.committed.clear();
+        }
         let moved: Vec<(Partition, i64)> = self
             .offsets
             .all_committable()
@@ -399,6 +410,7 @@ impl Stage {
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
         metrics.translate_lag_records.set(behind);
         metrics.translate_pending_keys.set(count(self.pending.len() + self.lookups.len()));
+        metrics.translate_low_keys.set(count(self.pending.low()));
         metrics.translate_parked_keys.set(count(self.pending.parked() + self.lookups.parked()));
     }
 
@@ -416,10 +428,10 @@ impl Stage {
         }
         // While every place is taken, the end of a task is what to wait for: a time that has
         // passed would keep the log from being polled.
-        let connections = self.context.config.translate.connections;
         let pending = self.pending.next_wake().filter(|_| self.refreshing < self.refresh_places());
-        let lookups = self.lookups.next_wake().filter(|_| self.looking_up < connections);
-        let times = [pending, lookups, self.builds.next_due()];
+        let lookups = self.lookups.next_wake().filter(|_| self.may_look_up());
+        let pages = self.lookups.next_page().filter(|_| self.may_walk());
+        let times = [pending, lookups, pages, self.builds.next_due()];
         times.into_iter().flatten().min().unwrap_or(far)
     }
 }

@@ -1,0 +1,127 @@
+//! Large fan-outs and keys that can't be read: neither holds up anybody else.
+//!
+//! Nothing here is timed: what must not wait is seen to be there while the other is still far from
+//! its end, by the daemon's own counters.
+
+#![allow(clippy::print_stdout, reason = "a figure that the test measures anyway")]
+
+mod support;
+
+use std::cell::Cell;
+
+use elasticsearch::http::Method;
+use serde_json::Value;
+use support::daemon::Daemon;
+use support::eventually;
+use support::world::{PATIENCE, Wishes, World};
+
+/// Documents of the large category: three pages. The benchmark has more of them.
+const LARGE: u32 = 60_000;
+/// Documents of the small one.
+const SMALL: u32 = 3;
+
+fn shop() -> String {
+    format!(
+        "CREATE TABLE category (id bigint PRIMARY KEY, name text NOT NULL);
+         CREATE TABLE product (id bigint PRIMARY KEY, category_id bigint NOT NULL, name text);
+         CREATE INDEX ON product (category_id);
+         ALTER TABLE product REPLICA IDENTITY FULL;
+         INSERT INTO category VALUES (1, 'large'), (2, 'small');
+         INSERT INTO product SELECT n, 1, 'p' FROM generate_series(1, {LARGE}) n;
+         INSERT INTO product SELECT -n, 2, 'p' FROM generate_series(1, {SMALL}) n;
+         ANALYZE"
+    )
+}
+
+const SHOP: &str = r#"
+[[denormalization]]
+collection = "product_page"
+key = "id"
+sql = "SELECT p.id, p.name, c.name AS category FROM product p JOIN category c ON c.id = p.category_id"
+"#;
+
+/// A world with these tables and this mapping, its collections built.
+async fn built(name: &str, sql: &str, mapping: &str, translate: &str) -> (World, Daemon) {
+    let wishes = Wishes { instead: Some(sql), translate, ..Wishes::default() };
+    let world = World::new(name, wishes).await;
+    std::fs::write(world.mappings.join("mapping.toml"), mapping).expect("a mapping file");
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    (world, daemon)
+}
+
+/// How many documents have this value.
+async fn count(world: &World, field: &str, value: &str) -> u64 {
+    let alias = world.alias("product_page");
+    world.elastic(Method::Post, &format!("/{alias}/_refresh"), None).await.expect("a refresh");
+    let query = serde_json::json!({"query": {"term": {field: value}}}).to_string();
+    let path = format!("/{alias}/_count");
+    let found = world.elastic(Method::Post, &path, Some(&query)).await.expect("a count");
+    found["count"].as_u64().expect("a count")
+}
+
+async fn category_of(world: &World, product: &str) -> Option<Value> {
+    Some(world.document("product_page", product).await?["category"].take())
+}
+
+async fn metric(world: &World, name: &str) -> f64 {
+    eventually("the daemon answers", PATIENCE, || async { world.metric(name).await }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fan_out_delays_no_other_document() {
+    let (world, daemon) = built("fanout", &shop(), SHOP, "").await;
+    let (client, _connection) = world.client().await;
+    let before = metric(&world, "onelog_translate_affected_keys_total").await;
+    client.batch_execute("UPDATE category SET name = 'huge' WHERE id = 1").await.expect("renamed");
+    eventually("the fan-out is under way", PATIENCE, || async {
+        (world.metric("onelog_translate_low_keys").await? > 0.0).then_some(())
+    })
+    .await;
+
+    // Small changes of any path pass by: a lookup, a key in the row, and a document that is
+    // itself among the many.
+    client
+        .batch_execute(
+            "UPDATE category SET name = 'tiny' WHERE id = 2;
+             UPDATE product SET name = 'mine' WHERE id = -1;
+             UPDATE product SET name = 'also mine' WHERE id = 9999",
+        )
+        .await
+        .expect("changed");
+    for (product, field, expected) in
+        [("-2", "category", "tiny"), ("-1", "name", "mine"), ("9999", "name", "also mine")]
+    {
+        eventually("a small change is there", PATIENCE, || async {
+            let document = world.document("product_page", product).await?;
+            (document[field] == expected).then_some(())
+        })
+        .await;
+    }
+    let huge = count(&world, "category.keyword", "huge").await;
+    assert!(huge < u64::from(LARGE) / 2, "the fan-out was done already: {huge}");
+
+    // Fifty more renames while it is in work are one more fan-out, two if the last come late.
+    for nth in 0..50 {
+        let sql = format!("UPDATE category SET name = 'huge {nth}' WHERE id = 1");
+        client.batch_execute(&sql).await.expect("renamed");
+    }
+    // The low lane holds no more than it may, however many documents there are.
+    let most = Cell::new(0.0_f64);
+    eventually("the last document is right", PATIENCE * 2, || async {
+        most.set(most.get().max(world.metric("onelog_translate_low_keys").await?));
+        (category_of(&world, "9999").await? == "huge 49").then_some(())
+    })
+    .await;
+    world.quiet().await;
+    let most = most.get();
+    assert_eq!(count(&world, "category.keyword", "huge 49").await, u64::from(LARGE));
+    assert!(most <= 40_000.0, "two pages at most, not {most} keys");
+    let walks = metric(&world, "onelog_translate_fan_outs_total").await;
+    assert!((2.0..=3.0).contains(&walks), "51 renames took {walks} fan-outs");
+    let affected = metric(&world, "onelog_translate_affected_keys_total").await - before;
+    assert!(affected <= 3.1 * f64::from(LARGE), "{affected} keys for 51 renames");
+    println!("peak memory {} MB", daemon.peak_memory() / 1_000_000);
+    assert!(daemon.stop().await.success());
+}
