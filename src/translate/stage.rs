@@ -202,9 +202,7 @@ impl Stage {
             self.pace_intake()?;
             self.schedule()?;
             let wake = self.next_wake();
-            let working = self.refreshing + self.looking_up;
-            let drained = shutdown.is_cancelled() && working == 0 && !self.paces.walking;
-            if drained {
+            if shutdown.is_cancelled() && !self.is_working() {
                 return self.drained();
             }
             tokio::select! {
@@ -418,6 +416,11 @@ impl Stage {
         self.commit(CommitMode::Sync)?;
         tracing::info!(pending = self.pending.len(), "translate drained");
         Ok(())
+    }
+
+    /// Whether anything is being read or written, sweeps aside.
+    fn is_working(&self) -> bool {
+        self.refreshing + self.looking_up > 0 || self.paces.walking
     }
 
     /// When something is due by itself; far away when nothing is.
