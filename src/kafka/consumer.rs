@@ -233,7 +233,7 @@ impl Log {
 
     /// Whether a commit that was not waited for has failed since the last call.
     pub fn take_uncommitted(&self) -> bool {
-        self.consumer.context().uncommitted.swap(false, Ordering::Relaxed)
+        self.consumer().context().uncommitted.swap(false, Ordering::Relaxed)
     }
 
     /// Commits the positions that [`Log::lost_positions`] proposed, and waits for it.
