@@ -12,12 +12,18 @@
 
 mod support;
 
+#[path = "throughput/bare.rs"]
+mod bare;
 #[path = "throughput/bed.rs"]
 mod bed;
+#[path = "throughput/cost.rs"]
+mod cost;
 #[path = "throughput/documents.rs"]
 mod documents;
 #[path = "throughput/drain.rs"]
 mod drain;
+#[path = "throughput/fan_out.rs"]
+mod fan_out;
 #[path = "throughput/load.rs"]
 mod load;
 #[path = "throughput/report.rs"]

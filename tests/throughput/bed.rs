@@ -142,22 +142,14 @@ impl Drop for Bed {
 pub struct Process(Child);
 
 impl Process {
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).unwrap()
-    }
-
     /// User and system time so far, in seconds.
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = self.proc("stat");
-        // The name may hold anything but ends with the last parenthesis; utime is the 12th after.
-        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-        let ticks: f64 = fields[11..13].iter().map(|it| it.parse::<f64>().unwrap()).sum();
-        ticks / TICKS
+        cpu_seconds(self.0.id()).unwrap()
     }
 
     /// Most memory that was ever resident, in MB.
     pub fn peak_megabytes(&self) -> f64 {
-        let status = self.proc("status");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
         let line = status.lines().find_map(|it| it.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0 / 1e6
     }
@@ -180,6 +172,15 @@ impl Drop for Process {
             self.0.wait().unwrap();
         }
     }
+}
+
+/// User and system time of a process so far, in seconds; None: there is no such process.
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything but ends with the last parenthesis; utime is the 12th after.
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let ticks: f64 = fields[11..13].iter().map(|it| it.parse::<f64>().unwrap()).sum();
+    Some(ticks / TICKS)
 }
 
 /// A program of the Postgres under test.

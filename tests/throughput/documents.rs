@@ -1,6 +1,8 @@
 //! From COMMIT to document: the daemon in its default config on the bed of order pages; a document
 //! counts once a realtime GET by id shows the change.
 //!
+//! Beside it, on a database of its own, the bare loop of `bare.rs` with the same commits.
+//!
 //! Each commit writes a text of its own into an order of its own. Whoever waits for it asks again
 //! every two milliseconds: that, and the GET, are part of what is measured.
 
@@ -12,16 +14,25 @@ use hdrhistogram::Histogram;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, Names};
+use crate::bed::{Bed, Names, Process};
+use crate::cost::Backends;
+use crate::fan_out::contains;
 use crate::load::{self, Committed, Plan};
 use crate::report::{Aim, Report, histogram, record};
 use crate::rest::Rest;
-use crate::{scaled, support};
+use crate::{bare, fan_out, scaled, support};
 
-const PER_SECOND: u64 = 500;
+/// Commits a second, for how many seconds, and the aims for p50, p99 and p99.9.
+type Steady = (u64, u64, &'static [(f64, f64)]);
+const STEADY: [Steady; 3] =
+    [(100, 20, &[]), (500, 60, &[(20.0, 8.0), (80.0, 30.0), (200.0, 80.0)]), (2_000, 15, &[])];
+/// Table, and the aims for p50.
+const JOINED: [(&str, (f64, f64)); 3] =
+    [("customer", (25.0, 10.0)), ("product", (40.0, 15.0)), ("category", (300.0, 80.0))];
+
+const BARE_SECONDS: u64 = 15;
 const WARM_UP_SECONDS: u64 = 3;
 const POLLERS: usize = 4;
-const REPEATS: u64 = 30;
 
 /// After a commit and between two looks at the same document; later the looks become rarer, so
 /// that a daemon that fell behind isn't kept there by us.
@@ -39,42 +50,107 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The tables of order_page.sql, quoted for a config.
 pub const TABLES: &str = "\"public.bench_*\"";
 
-pub async fn measure() {
-    let bed = Bed::new("documents").await;
-    let orders = order_pages(&bed);
-    let own = bed.name.clone();
-    let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES });
-    std::fs::copy(crate::bed::sample("order_page.toml"), bed.mappings().join("order_page.toml"))
-        .unwrap();
-    bed.prepare(&config, &[]);
-    let process = bed.start(&config, &[]);
-    let alias = format!("{own}-order_page");
-    served(&alias).await;
+/// Two databases of order pages: one with the daemon, one for the bare loop.
+struct Both {
+    bed: Bed,
+    alias: String,
+    process: Process,
+    bare: Bed,
+    bare_index: String,
+    orders: u64,
+}
 
-    let mut report =
-        Report::new("commit_to_document", "Commit → document, daemon in default config");
-    let cpu_before = process.cpu_seconds();
-    let (latencies, rate) = single_orders(&bed, &alias, orders).await;
-    let seconds = (scaled(60) + WARM_UP_SECONDS) as f64;
-    let cpu = (process.cpu_seconds() - cpu_before) / seconds * 60.0;
-    report.latencies("500 commits/s", &latencies, &[(20.0, 8.0), (80.0, 30.0), (200.0, 80.0)]);
-    let joined =
-        [("customer", (25.0, 10.0)), ("product", (40.0, 15.0)), ("category", (300.0, 80.0))];
-    for (table, aim) in joined {
-        let (found, documents) = fan_out(&bed, &alias, table).await;
-        let p50 = found.value_at_quantile(0.5) as f64 / 1000.0;
-        let worst = found.max() as f64 / 1000.0;
-        let what = format!("changed {table}, {documents:.0} documents");
-        report.row(&format!("{what}, p50 to the last"), p50, "ms", Aim::AtMost(aim.0, aim.1));
-        report.row(&format!("{what}, max to the last"), worst, "ms", Aim::None);
+impl Both {
+    async fn new() -> Self {
+        let (bed, bare) = (Bed::new("documents").await, Bed::new("bare").await);
+        let orders = order_pages(&bed);
+        order_pages(&bare);
+        let own = bed.name.clone();
+        let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES });
+        let mapping = bed.mappings().join("order_page.toml");
+        std::fs::copy(crate::bed::sample("order_page.toml"), mapping).unwrap();
+        bed.prepare(&config, &[]);
+        let process = bed.start(&config, &[]);
+        let alias = format!("{own}-order_page");
+        served(&alias).await;
+        let bare_index = format!("{own}-bare");
+        bare::index_like(&mut Rest::connect().await, &alias, &bare_index).await;
+        Self { bed, alias, process, bare, bare_index, orders }
     }
-    report.row("CPU of the daemon in 60 s at 500/s", cpu, "s", Aim::None);
-    let peak = process.peak_megabytes();
+}
+
+pub async fn measure() {
+    let both = Both::new().await;
+    let title = "Commit → document, daemon in default config, beside a bare loop";
+    let mut report = Report::new("commit_to_document", title);
+    let mut costs = Report::new("cost", "What a change costs, in CPU time per 1,000 changes");
+    let wanted = std::env::var("ONELOG_BENCH_RATES").unwrap_or_else(|_| "100,500,2000".to_owned());
+    let wanted: Vec<u64> = wanted.split(',').map(|it| it.parse().unwrap()).collect();
+    for steady in STEADY.iter().filter(|it| wanted.contains(&it.0)) {
+        single_orders(&both, steady, &mut report, &mut costs).await;
+    }
+    for (table, aim) in JOINED {
+        let bare = fan_out::bare(&both.bare, &both.bare_index, table).await;
+        let (found, documents) = fan_out::measure(&both.bed, &both.alias, table).await;
+        let what = format!("changed {table}, {documents:.0} documents, to the last");
+        let ms = |it: &Histogram<u64>, quantile| it.value_at_quantile(quantile) as f64 / 1000.0;
+        for (label, quantile, aim) in
+            [("p50", 0.5, Aim::AtMost(aim.0, aim.1)), ("max", 1.0, Aim::None)]
+        {
+            let value = (ms(&found, quantile), "ms");
+            report.beside(&format!("{what}, {label}"), value, ms(&bare, quantile), aim);
+        }
+    }
+    let peak = both.process.peak_megabytes();
     report.row("peak memory of the daemon", peak, "MB", Aim::AtMost(150.0, 60.0));
-    report
-        .note(&format!("{} commits at {rate:.0} a second; {orders} order pages.", latencies.len()));
+    report.note(&format!("{} order pages.", both.orders));
     report.publish();
-    process.stop().await;
+    costs.note("`load` is the application's own: one UPDATE and its COMMIT for each change.");
+    costs.publish();
+    both.process.stop().await;
+}
+
+/// One rate: the bare loop, then the daemon.
+async fn single_orders(
+    both: &Both,
+    &(per_second, seconds, aims): &Steady,
+    report: &mut Report,
+    costs: &mut Report,
+) {
+    let plan = |seconds| plan(both.orders, per_second, seconds);
+    let warm_up = (per_second * WARM_UP_SECONDS, order_of as fn(u64, u64) -> u64);
+    let (bare_bed, bare_index) = (&both.bare, &both.bare_index);
+    let seconds_bare = scaled(BARE_SECONDS);
+    let bare =
+        bare::single_orders(bare_bed, bare_index, plan(seconds_bare), warm_up, both.orders).await;
+    let (client, _connection) = both.bed.client().await;
+    let plan = plan(scaled(seconds));
+    let thousands = plan.commits as f64 / 1000.0;
+    let (before, cpu_before) = (Backends::now(&client).await, both.process.cpu_seconds());
+    let told = watched(both, plan, warm_up.0).await;
+    let cpu = both.process.cpu_seconds() - cpu_before;
+    let what = format!("{per_second} commits/s");
+    let of_postgres = told.backends.since(&before);
+    let own = of_postgres.get(load::APPLICATION).copied().unwrap_or_default() / thousands * 1e3;
+    for (name, seconds) in &of_postgres {
+        let cost = (seconds / thousands * 1e3, "ms");
+        if cost.0 >= 0.5 {
+            costs.beside(&format!("{what}, Postgres for `{name}`"), cost, own, Aim::None);
+        }
+    }
+    costs.beside(&format!("{what}, the daemon"), (cpu / thousands * 1e3, "ms"), own, Aim::None);
+    report.latencies(&what, &told.latencies, Some(&bare), aims);
+    let rate = told.rate;
+    report.note(&format!("{} commits at {rate:.0} a second.", told.latencies.len()));
+}
+
+/// Each commit writes a text of its own.
+fn plan(orders: u64, per_second: u64, seconds: u64) -> Plan {
+    // As `order_of`.
+    let sql =
+        format!("UPDATE bench_order SET note = $2 WHERE id = 1 + $1::bigint * 7919 % {orders}");
+    let values = |nth| (i64::try_from(nth).unwrap(), text_of(nth));
+    Plan { commits: per_second * (WARM_UP_SECONDS + seconds), per_second, sql, values }
 }
 
 /// Loads the bed; returns how many orders it has.
@@ -104,31 +180,34 @@ fn text_of(nth: u64) -> String {
     format!("change-{nth}-end")
 }
 
-async fn single_orders(bed: &Bed, alias: &str, orders: u64) -> (Histogram<u64>, f64) {
-    let warm_up = PER_SECOND * WARM_UP_SECONDS;
-    let commits = warm_up + PER_SECOND * scaled(60);
+struct Watched {
+    latencies: Histogram<u64>,
+    rate: f64,
+    backends: Backends,
+}
+
+/// Carries the plan out and watches each commit's document.
+async fn watched(both: &Both, plan: Plan, warm_up: u64) -> Watched {
+    let orders = both.orders;
     let mut pollers = JoinSet::new();
     let mut outputs = Vec::new();
     for _ in 0..POLLERS {
-        let (output, input) = mpsc::channel(10_000);
+        let (output, input) = mpsc::channel(100_000);
         outputs.push(output);
-        let (alias, rest) = (alias.to_owned(), Rest::connect().await);
+        let (alias, rest) = (both.alias.clone(), Rest::connect().await);
         pollers.spawn(poll(rest, alias, orders, input));
     }
-    // As `order_of`.
-    let sql =
-        format!("UPDATE bench_order SET note = $2 WHERE id = 1 + $1::bigint * 7919 % {orders}");
-    let values = |nth| (i64::try_from(nth).unwrap(), text_of(nth));
-    let rate = load::run(bed, Plan { commits, per_second: PER_SECOND, sql, values }, outputs).await;
-    let mut all = histogram();
+    let (client, _connection) = both.bed.client().await;
+    let ran = load::run(&both.bed, plan, outputs).await;
+    let mut latencies = histogram();
     while let Some(found) = pollers.join_next().await {
-        for (nth, latency) in found.unwrap() {
-            if nth >= warm_up {
-                record(&mut all, latency);
-            }
+        for (_, latency) in found.unwrap().into_iter().filter(|it| it.0 >= warm_up) {
+            record(&mut latencies, latency);
         }
     }
-    (all, rate)
+    let backends = Backends::now(&client).await;
+    drop(ran.connections);
+    Watched { latencies, rate: ran.rate, backends }
 }
 
 /// Looks for each change that it is told of until its document has it.
@@ -188,76 +267,4 @@ async fn look<'a>(rest: &'a mut Rest, alias: &str, orders: &[u64]) -> &'a [u8] {
     };
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(body));
     body
-}
-
-fn contains(text: &[u8], wanted: &[u8]) -> bool {
-    text.windows(wanted.len()).any(|it| it == wanted)
-}
-
-/// Changes rows that stand in many documents, one after the other; the time from COMMIT until the
-/// last document is new, and the mean number of documents.
-async fn fan_out(bed: &Bed, alias: &str, table: &str) -> (Histogram<u64>, f64) {
-    let (client, _connection) = bed.client().await;
-    let mut rest = Rest::connect().await;
-    let touched = match table {
-        "customer" => "SELECT id FROM bench_order WHERE customer_id = $1",
-        "product" => "SELECT DISTINCT order_id FROM bench_order_item WHERE product_id = $1",
-        _ => {
-            "SELECT DISTINCT order_id FROM bench_order_item i \
-             JOIN bench_product p ON p.id = i.product_id WHERE p.category_id = $1"
-        }
-    };
-    let update = format!("UPDATE bench_{table} SET name = $2 WHERE id = $1");
-    let count = format!("SELECT count(*) FROM bench_{table}");
-    let rows: i64 = client.query_one(&count, &[]).await.unwrap().get(0);
-    let update = client.prepare(&update).await.unwrap();
-    let mut latencies = histogram();
-    let mut documents = 0;
-    for repeat in 0..i64::try_from(REPEATS).unwrap() {
-        let row = 1 + repeat * 37 % rows;
-        let found = client.query(touched, &[&row]).await.unwrap();
-        let ids: Vec<String> = found.iter().map(|it| it.get::<_, i64>(0).to_string()).collect();
-        if ids.is_empty() {
-            continue;
-        }
-        documents += ids.len();
-        let before = versions(&mut rest, alias, &ids).await;
-        let name = format!("renamed-{table}-{repeat}-end");
-        client.execute(&update, &[&row, &name]).await.unwrap();
-        let committed = Instant::now();
-        let mut waiting: Vec<(String, u64)> = ids.iter().cloned().zip(before).collect();
-        while !waiting.is_empty() {
-            // The first of them are asked for until they are new, and then the next ones.
-            let asked = waiting.len().min(100);
-            let ids: Vec<String> = waiting[..asked].iter().map(|it| it.0.clone()).collect();
-            let now = versions(&mut rest, alias, &ids).await;
-            let old: Vec<(String, u64)> = waiting
-                .drain(..asked)
-                .zip(now)
-                .filter(|(it, now)| it.1 == *now)
-                .map(|it| it.0)
-                .collect();
-            waiting.splice(0..0, old);
-            assert!(committed.elapsed() < PATIENCE, "{table} {row}: {} left", waiting.len());
-        }
-        record(&mut latencies, committed.elapsed());
-        for id in [ids.first(), ids.last()].into_iter().flatten() {
-            let (_, body) = rest.send("GET", &format!("/{alias}/_doc/{id}"), b"").await;
-            assert!(contains(body, name.as_bytes()), "{id} is new but has no {name}");
-        }
-    }
-    let mean = documents as f64 / latencies.len() as f64;
-    (latencies, mean)
-}
-
-/// The documents' versions, which a write of a newer read raises.
-async fn versions(rest: &mut Rest, alias: &str, ids: &[String]) -> Vec<u64> {
-    let mut found = Vec::with_capacity(ids.len());
-    for ids in ids.chunks(100) {
-        let body = serde_json::json!({ "ids": ids }).to_string();
-        let answer = rest.json("POST", &format!("/{alias}/_mget?_source=false"), &body).await;
-        let documents = answer["docs"].as_array().unwrap();
-        found.extend(documents.iter().map(|it| it["_version"].as_u64().unwrap()));
-    }
-    found
 }

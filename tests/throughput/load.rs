@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_postgres::Client;
 
 use crate::bed::Bed;
 
 /// Enough that a commit of 10 ms still leaves room at 500 a second.
 const CONNECTIONS: u64 = 8;
+
+/// How the load's connections are named on the server.
+pub const APPLICATION: &str = "load";
 
 pub struct Plan {
     pub commits: u64,
@@ -29,12 +33,22 @@ pub struct Committed {
     pub at: Instant,
 }
 
-/// Carries the plan out and tells each commit to one of the outputs, in turn. Returns the rate.
-pub async fn run(bed: &Bed, plan: Plan, outputs: Vec<mpsc::Sender<Committed>>) -> f64 {
+/// A plan that was carried out.
+pub struct Ran {
+    /// Commits a second.
+    pub rate: f64,
+    /// Still open, so that their processes can be asked for what they cost.
+    pub connections: Vec<(Client, JoinSet<()>)>,
+}
+
+/// Carries the plan out and tells each commit to one of the outputs, in turn.
+pub async fn run(bed: &Bed, plan: Plan, outputs: Vec<mpsc::Sender<Committed>>) -> Ran {
     let mut workers = JoinSet::new();
     let mut prepared = Vec::new();
     for _ in 0..CONNECTIONS {
         let (client, driver) = bed.client().await;
+        // So that its cost on the server can be told apart.
+        client.batch_execute(&format!("SET application_name = '{APPLICATION}'")).await.unwrap();
         let statement = client.prepare(&plan.sql).await.unwrap();
         prepared.push((client, driver, statement));
     }
@@ -43,7 +57,6 @@ pub async fn run(bed: &Bed, plan: Plan, outputs: Vec<mpsc::Sender<Committed>>) -
         let (outputs, commits, values) = (outputs.clone(), plan.commits, plan.values);
         let per_second = plan.per_second;
         workers.spawn(async move {
-            let _driver = driver;
             let mut nth = first;
             while nth < commits {
                 let due = started + Duration::from_nanos(nth * 1_000_000_000 / per_second);
@@ -56,11 +69,10 @@ pub async fn run(bed: &Bed, plan: Plan, outputs: Vec<mpsc::Sender<Committed>>) -
                 output.send(committed).await.unwrap();
                 nth += CONNECTIONS;
             }
+            (client, driver)
         });
     }
     drop(outputs);
-    while let Some(ended) = workers.join_next().await {
-        ended.unwrap();
-    }
-    plan.commits as f64 / started.elapsed().as_secs_f64()
+    let connections = workers.join_all().await;
+    Ran { rate: plan.commits as f64 / started.elapsed().as_secs_f64(), connections }
 }

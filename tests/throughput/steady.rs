@@ -46,7 +46,8 @@ pub async fn measure() {
         all
     };
     let cpu_before = process.cpu_seconds();
-    let (rate, all) = tokio::join!(load::run(&bed, plan, vec![output]), collecting);
+    let (ran, all) = tokio::join!(load::run(&bed, plan, vec![output]), collecting);
+    let rate = ran.rate;
     let received = receiving.await.unwrap();
 
     let mut latencies = histogram();
@@ -56,7 +57,8 @@ pub async fn measure() {
     }
     let mut report =
         Report::new("capture_latency", "Capture: commit → record received by a consumer");
-    report.latencies("500 commits/s", &latencies, &[(4.0, 2.0), (10.0, 5.0), (20.0, 12.0)]);
+    let aims = [(4.0, 2.0), (10.0, 5.0), (20.0, 12.0)];
+    report.latencies("500 commits/s", &latencies, None, &aims);
     let seconds = commits as f64 / rate;
     let cpu = (process.cpu_seconds() - cpu_before) / seconds * 60.0;
     report.row("CPU of the daemon in 60 s", cpu, "s", Aim::None);
