@@ -50,6 +50,29 @@ pub struct ReadStamp {
     pub taken_at: Instant,
 }
 
+/// A read whose WAL may not be on disk yet. It holds no connection.
+#[derive(Debug)]
+pub struct Unflushed {
+    read: Read,
+    server: Server,
+    /// How far the server must flush; None: it already has.
+    target: Option<Lsn>,
+}
+
+impl Unflushed {
+    pub fn is_flushed(&self) -> bool {
+        self.target.is_none()
+    }
+
+    /// Returns once all WAL that the snapshot may rest on is on disk (A1).
+    pub async fn flushed(self, flusher: &Flusher) -> Result<Read, ReadError> {
+        if let Some(target) = self.target {
+            flusher.wait(self.server, target).await?;
+        }
+        Ok(self.read)
+    }
+}
+
 /// The rows of each query, in the order of the queries, all from one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
@@ -64,6 +87,19 @@ const STATE: &str = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_l
      (pg_current_xact_id_if_assigned() IS NULL)::text, \
      current_setting('transaction_isolation'), current_setting('transaction_read_only'), \
      now()::text";
+/// As [`STATE`], for reads of a few keys. Postgres would plan each of them anew, as a plan for one
+/// key always looks cheaper to it than one for an array of unknown length: on a join of three
+/// tables planning takes five times as long as the query. With the generic plan, pages must be
+/// taken for cached, or a hash of a whole lookup table wins over three look-ups in it. Both end
+/// with the transaction. Here and not before, as `set_config()` takes a snapshot.
+const STATE_FEW_KEYS: &str = "SELECT pg_current_snapshot()::text, \
+     pg_current_wal_insert_lsn()::text, (pg_current_xact_id_if_assigned() IS NULL)::text, \
+     current_setting('transaction_isolation'), current_setting('transaction_read_only'), \
+     now()::text, set_config('plan_cache_mode', 'force_generic_plan', true), \
+     set_config('random_page_cost', '1.1', true)";
+/// Postgres' guess for an array of unknown length is 10. Up to a few times as many its plan for
+/// that is right; for more, planning is a small part of the work.
+const FEW_KEYS_MAX: usize = 40;
 const COMMIT: &str = "COMMIT";
 const FLUSHED: &str = "SELECT pg_current_wal_flush_lsn()::text, now()::text";
 
@@ -72,6 +108,7 @@ struct Frame {
     before: Statement,
     begin: Statement,
     state: Statement,
+    state_few_keys: Statement,
     commit: Statement,
     flushed: Statement,
 }
@@ -115,6 +152,7 @@ impl Reader {
             before: client.prepare(BEFORE).await.map_err(preparing)?,
             begin: client.prepare(BEGIN).await.map_err(preparing)?,
             state: client.prepare(STATE).await.map_err(preparing)?,
+            state_few_keys: client.prepare(STATE_FEW_KEYS).await.map_err(preparing)?,
             commit: client.prepare(COMMIT).await.map_err(preparing)?,
             flushed: client.prepare(FLUSHED).await.map_err(preparing)?,
         };
@@ -135,25 +173,44 @@ impl Reader {
         self.server.system_id
     }
 
-    /// Reads all queries in one snapshot, taken under locks on the tables: all that the queries
-    /// read (materialized views, foreign tables and sequences can't be locked; leave them out).
+    /// As [`Reader::read_ahead`], and waits for the flush.
     pub async fn read(
         &mut self,
         tables: &[TableName],
         queries: &[Query],
     ) -> Result<Read, ReadError> {
-        self.guarded(queries.len(), async |this| this.read_at_once(tables, queries).await).await
+        self.read_ahead(tables, queries).await?.flushed(&self.flusher).await
     }
 
-    /// As [`Reader::read`], and then in the same snapshot the queries that `then` makes of the
-    /// rows: one round trip more. The result has the rows of both, the first ones first; `nth` of
-    /// an error counts so too.
+    /// As [`Reader::read_with_ahead`], and waits for the flush.
     pub async fn read_with(
         &mut self,
         tables: &[TableName],
         first: &[Query],
         then: impl FnOnce(&[Rows]) -> Vec<Query>,
     ) -> Result<Read, ReadError> {
+        self.read_with_ahead(tables, first, then).await?.flushed(&self.flusher).await
+    }
+
+    /// Reads all queries in one snapshot, taken under locks on the tables: all that the queries
+    /// read (materialized views, foreign tables and sequences can't be locked; leave them out).
+    pub async fn read_ahead(
+        &mut self,
+        tables: &[TableName],
+        queries: &[Query],
+    ) -> Result<Unflushed, ReadError> {
+        self.guarded(queries.len(), async |this| this.read_at_once(tables, queries).await).await
+    }
+
+    /// As [`Reader::read_ahead`], and then in the same snapshot the queries that `then` makes of the
+    /// rows: one round trip more. The result has the rows of both, the first ones first; `nth` of
+    /// an error counts so too.
+    pub async fn read_with_ahead(
+        &mut self,
+        tables: &[TableName],
+        first: &[Query],
+        then: impl FnOnce(&[Rows]) -> Vec<Query>,
+    ) -> Result<Unflushed, ReadError> {
         self.guarded(first.len() + 1, async |this| this.read_twice(tables, first, then).await).await
     }
 
@@ -161,8 +218,8 @@ impl Reader {
     async fn guarded(
         &mut self,
         queries: usize,
-        work: impl AsyncFnOnce(&mut Self) -> Result<Read, ReadError>,
-    ) -> Result<Read, ReadError> {
+        work: impl AsyncFnOnce(&mut Self) -> Result<Unflushed, ReadError>,
+    ) -> Result<Unflushed, ReadError> {
         if !self.is_usable() {
             return Err(ReadError::Lost { doing: "a read before this one", source: None });
         }
@@ -170,7 +227,6 @@ impl Reader {
         let statements = u32::try_from(queries).unwrap_or(u32::MAX).saturating_add(2);
         let limit = self.limits.statement_timeout.saturating_mul(statements)
             + self.limits.lock_timeout
-            + flush::FLUSH_WAIT_MAX
             + Duration::from_secs(10);
         self.busy = true;
         match tokio::time::timeout(limit, work(self)).await {
@@ -189,11 +245,11 @@ impl Reader {
         &mut self,
         tables: &[TableName],
         queries: &[Query],
-    ) -> Result<Read, ReadError> {
+    ) -> Result<Unflushed, ReadError> {
         let lock = self.prepare_lock(tables).await?;
         let statements = self.prepare_all(queries, 0).await?;
         let queries_at = 3 + usize::from(lock.is_some());
-        let mut calls = self.opening(lock.as_ref());
+        let mut calls = self.opening(lock.as_ref(), queries);
         calls.extend(statements.into_iter().zip(queries).map(|(it, query)| Call::of(it, query)));
         calls.extend([Call::bare(&self.frame.commit), Call::bare(&self.frame.flushed)]);
         let taken_at = Instant::now();
@@ -212,7 +268,7 @@ impl Reader {
         }
         let tail = frame_rows(tail)?;
         let state = state?;
-        self.finish(state, tail.last(), taken_at, rows).await
+        self.finish(state, tail.last(), taken_at, rows)
     }
 
     async fn read_twice(
@@ -220,11 +276,11 @@ impl Reader {
         tables: &[TableName],
         first: &[Query],
         then: impl FnOnce(&[Rows]) -> Vec<Query>,
-    ) -> Result<Read, ReadError> {
+    ) -> Result<Unflushed, ReadError> {
         let lock = self.prepare_lock(tables).await?;
         let statements = self.prepare_all(first, 0).await?;
         let queries_at = 3 + usize::from(lock.is_some());
-        let mut calls = self.opening(lock.as_ref());
+        let mut calls = self.opening(lock.as_ref(), first);
         calls.extend(statements.into_iter().zip(first).map(|(it, query)| Call::of(it, query)));
         let taken_at = Instant::now();
         let mut results = run(&self.client, &calls).await;
@@ -250,20 +306,25 @@ impl Reader {
         let tail = results.split_off(second.len());
         query_rows(results, first.len(), &mut rows)?;
         let tail = frame_rows(tail)?;
-        self.finish(state, tail.last(), taken_at, rows).await
+        self.finish(state, tail.last(), taken_at, rows)
     }
 
     /// Closes the transaction after an error in its first half, so that the reader is usable.
-    async fn abandon(&mut self, err: ReadError) -> Result<Read, ReadError> {
+    async fn abandon(&mut self, err: ReadError) -> Result<Unflushed, ReadError> {
         let closed = run(&self.client, &[Call::bare(&self.frame.commit)]).await;
         self.busy = closed.iter().any(Result::is_err) || self.client.is_closed();
         Err(err)
     }
 
-    fn opening<'a>(&self, lock: Option<&Statement>) -> Vec<Call<'a>> {
+    fn opening<'a>(&self, lock: Option<&Statement>, queries: &[Query]) -> Vec<Call<'a>> {
         let mut calls = vec![Call::bare(&self.frame.before), Call::bare(&self.frame.begin)];
         calls.extend(lock.map(Call::bare));
-        calls.push(Call::bare(&self.frame.state));
+        let few_keys = has_few_keys(queries);
+        calls.push(Call::bare(if few_keys {
+            &self.frame.state_few_keys
+        } else {
+            &self.frame.state
+        }));
         calls
     }
 
@@ -342,51 +403,37 @@ impl Reader {
         Ok(State { snapshot, insert, now })
     }
 
-    /// Checks the end of the transaction, waits for the flush, and hands out the rows.
-    async fn finish(
-        &mut self,
+    /// Checks the end of the transaction, and hands out the rows.
+    fn finish(
+        &self,
         state: State,
         last: Option<&Rows>,
         taken_at: Instant,
         rows: Vec<Rows>,
-    ) -> Result<Read, ReadError> {
+    ) -> Result<Unflushed, ReadError> {
         let (flushed, now) = flushed_and_now(last)?;
         if now == state.now {
             let what = "COMMIT did not end the transaction".to_owned();
             return Err(ReadError::Inconsistent { what });
         }
-        self.wait_for_flush(state.insert, flushed).await?;
+        let target = self.server.wal.end_of_wal(state.insert);
+        let target = (flushed < target).then_some(target);
         let Server { system_id, timeline, .. } = self.server;
         let stamp = ReadStamp { snapshot: state.snapshot, timeline, system_id, taken_at };
-        Ok(Read { stamp, rows })
+        Ok(Unflushed { read: Read { stamp, rows }, server: self.server, target })
     }
+}
 
-    /// Returns once all WAL inserted before `insert` is on disk.
-    async fn wait_for_flush(&mut self, insert: Lsn, mut flushed: Lsn) -> Result<(), ReadError> {
-        let target = self.server.wal.end_of_wal(insert);
-        let started = Instant::now();
-        self.busy = self.busy || flushed < target;
-        let mut nudged = false;
-        while flushed < target {
-            let waited = started.elapsed();
-            if waited >= flush::FLUSH_WAIT_MAX {
-                self.busy = false;
-                return Err(ReadError::NotFlushed { insert, flushed });
-            }
-            if waited >= flush::NUDGE_AFTER && !nudged {
-                // Once for each read; another one would not help where this one did not.
-                self.flusher.nudge(target).await;
-                nudged = true;
-            } else {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let calls = [Call::bare(&self.frame.flushed)];
-            let rows = frame_rows(run(&self.client, &calls).await)?;
-            flushed = flushed_and_now(rows.first())?.0;
-        }
-        self.busy = self.client.is_closed();
-        Ok(())
-    }
+/// Whether all queries are for keys, and for few of them.
+fn has_few_keys(queries: &[Query]) -> bool {
+    let most = |it: &Query| {
+        let counts = it.params.iter().filter_map(|it| match it {
+            Param::TextArray(keys) => Some(keys.len()),
+            Param::Text(_) | Param::Int8(_) => None,
+        });
+        counts.max()
+    };
+    !queries.is_empty() && queries.iter().all(|it| most(it).is_some_and(|it| it <= FEW_KEYS_MAX))
 }
 
 /// The results of our own statements, or the first error: later ones only follow from it.

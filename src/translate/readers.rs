@@ -17,7 +17,7 @@ pub struct Readers {
     limits: ReadLimits,
     permits: Semaphore,
     idle: Mutex<Vec<Reader>>,
-    /// One nudge for all who wait for the WAL to be flushed.
+    /// Where all wait for the WAL to be flushed, without a connection that reads.
     flusher: Arc<Flusher>,
 }
 
@@ -32,10 +32,12 @@ impl Readers {
 
     /// One read of rule 2.
     pub async fn read(&self, tables: &[TableName], queries: &[Query]) -> Result<Read, ReadError> {
-        let _permit = self.permit().await;
+        let permit = self.permit().await;
         let mut reader = self.take().await?;
-        let read = reader.read(tables, queries).await;
-        self.give_back(reader, read)
+        let read = reader.read_ahead(tables, queries).await;
+        let read = self.give_back(reader, read);
+        drop(permit);
+        read?.flushed(&self.flusher).await
     }
 
     /// One read whose second half depends on its first, in the same snapshot.
@@ -45,10 +47,12 @@ impl Readers {
         first: &[Query],
         then: impl FnOnce(&[Rows]) -> Vec<Query> + Send,
     ) -> Result<Read, ReadError> {
-        let _permit = self.permit().await;
+        let permit = self.permit().await;
         let mut reader = self.take().await?;
-        let read = reader.read_with(tables, first, then).await;
-        self.give_back(reader, read)
+        let read = reader.read_with_ahead(tables, first, then).await;
+        let read = self.give_back(reader, read);
+        drop(permit);
+        read?.flushed(&self.flusher).await
     }
 
     async fn permit(&self) -> tokio::sync::SemaphorePermit<'_> {
@@ -67,7 +71,7 @@ impl Readers {
 
     /// A query that fails, or a lock that is not granted, is no fault of the connection's: to
     /// connect anew for each key that can't be read would cost more than the read.
-    fn give_back(&self, reader: Reader, read: Result<Read, ReadError>) -> Result<Read, ReadError> {
+    fn give_back<T>(&self, reader: Reader, read: Result<T, ReadError>) -> Result<T, ReadError> {
         let fault = matches!(
             read,
             Err(ReadError::Lost { .. } | ReadError::InRecovery | ReadError::Inconsistent { .. })

@@ -8,8 +8,11 @@
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_postgres::Statement;
 
-use super::session;
+use super::error::{At, ReadError, classify};
+use super::session::{self, Server};
 use crate::lsn::Lsn;
 use crate::postgres::client::Client;
 use crate::postgres::url::PostgresUrl;
@@ -20,6 +23,9 @@ pub const NUDGE_AFTER: Duration = Duration::from_millis(5);
 
 /// How long to wait in all: a flush is one write to disk. A disk this slow is an outage.
 pub const FLUSH_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Between two questions: a flush takes about this long. The timer rounds it up to 1.5 ms at most.
+const ASK_EVERY: Duration = Duration::from_micros(500);
 
 /// Where in the WAL's pages a position lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +57,12 @@ impl WalLayout {
     }
 }
 
-/// One connection that makes the server flush, shared by all readers of a server.
+/// One connection that watches how far the server has flushed, and makes it flush, shared by all
+/// readers of a server: whoever waits here holds none of the connections that read.
 ///
-/// Invariant: one nudge is in flight at a time, and whoever waited for it sends none if it went
-/// far enough.
+/// Invariant: one question or nudge is in flight at a time, and whoever waited for it asks nothing
+/// if it went far enough. What is said of one server never counts for another, nor for another
+/// timeline: that one's WAL may lack what was read.
 pub struct Flusher {
     url: PostgresUrl,
     state: Mutex<State>,
@@ -62,10 +70,16 @@ pub struct Flusher {
 
 #[derive(Default)]
 struct State {
-    client: Option<Client>,
-    /// How far this connection's server has flushed, as its last nudge saw it.
-    flushed: Lsn,
+    watch: Option<Watch>,
     nudges: u64,
+}
+
+/// The connection, and what it has learned.
+struct Watch {
+    client: Client,
+    server: Server,
+    asking: Statement,
+    flushed: Lsn,
 }
 
 impl std::fmt::Debug for Flusher {
@@ -74,6 +88,7 @@ impl std::fmt::Debug for Flusher {
     }
 }
 
+const FLUSHED: &str = "SELECT pg_current_wal_flush_lsn()::text";
 /// The message is transactional: its commit is what flushes.
 const NUDGE: &str = "SELECT pg_logical_emit_message(true, 'onelog.flush', '')";
 
@@ -83,30 +98,47 @@ impl Flusher {
         Self { url: url.clone(), state: Mutex::new(State::default()) }
     }
 
-    /// Makes the server flush its WAL, unless a nudge that was waited for got to `target`.
-    ///
-    /// A failed nudge is not an error: the reader's wait goes on without it, and the next one
-    /// connects anew.
-    pub async fn nudge(&self, target: Lsn) {
-        let mut state = self.state.lock().await;
-        if state.flushed >= target {
-            return;
+    /// Returns once `server` has flushed all WAL before `target`.
+    pub(super) async fn wait(&self, server: Server, target: Lsn) -> Result<(), ReadError> {
+        let mut flushed = Lsn::default();
+        match tokio::time::timeout(FLUSH_WAIT_MAX, self.watch(server, target, &mut flushed)).await {
+            Ok(result) => result,
+            Err(_) => Err(ReadError::NotFlushed { insert: target, flushed }),
         }
-        // Put back only after success: a nudge that fails or is dropped drops its connection,
-        // and what a server of before a failover had flushed is forgotten with it.
-        let client = state.client.take().filter(|it| !it.is_closed());
-        state.flushed = Lsn::default();
-        let client = match client {
-            Some(client) => client,
-            None => match session::connect_flusher(&self.url).await {
-                Ok(client) => client,
-                Err(_) => return,
-            },
-        };
-        if let Some(flushed) = nudge(&client).await {
-            state.flushed = flushed;
-            state.client = Some(client);
-            state.nudges += 1;
+    }
+
+    async fn watch(&self, server: Server, target: Lsn, flushed: &mut Lsn) -> Result<(), ReadError> {
+        let started = Instant::now();
+        let mut nudged = false;
+        loop {
+            let mut state = self.state.lock().await;
+            if let Some(watch) = state.watch.as_ref().filter(|it| it.server == server) {
+                *flushed = watch.flushed;
+            }
+            if *flushed >= target {
+                return Ok(());
+            }
+            // Put back only after success: a question that fails or is dropped drops its
+            // connection, and what a server of before a failover had flushed goes with it.
+            let kept = state.watch.take().filter(|it| it.server == server && it.is_usable());
+            let mut watch = match kept {
+                Some(watch) => watch,
+                None => Watch::new(&self.url, server).await?,
+            };
+            if started.elapsed() >= NUDGE_AFTER && !nudged {
+                // Once for each wait; another one would not help where this one did not.
+                watch.nudge().await?;
+                state.nudges += 1;
+                nudged = true;
+            }
+            watch.ask().await?;
+            *flushed = watch.flushed;
+            state.watch = Some(watch);
+            if *flushed >= target {
+                return Ok(());
+            }
+            // Whoever else waits goes on waiting, for this very flush.
+            tokio::time::sleep(ASK_EVERY).await;
         }
     }
 
@@ -116,10 +148,40 @@ impl Flusher {
     }
 }
 
-async fn nudge(client: &Client) -> Option<Lsn> {
-    client.simple_query(NUDGE).await.ok()?;
-    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.ok()?;
-    row.try_get::<_, &str>(0).ok()?.parse().ok()
+impl Watch {
+    async fn new(url: &PostgresUrl, expected: Server) -> Result<Self, ReadError> {
+        let (client, server) = session::connect_flusher(url).await?;
+        if server != expected {
+            // A failover: what was read may be gone.
+            return Err(ReadError::Lost {
+                doing: "waiting for the WAL to be flushed",
+                source: None,
+            });
+        }
+        let asking = client.prepare(FLUSHED).await.map_err(failed)?;
+        Ok(Self { client, server, asking, flushed: Lsn::default() })
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.client.is_closed()
+    }
+
+    async fn nudge(&self) -> Result<(), ReadError> {
+        self.client.simple_query(NUDGE).await.map(drop).map_err(failed)
+    }
+
+    async fn ask(&mut self) -> Result<(), ReadError> {
+        let row = self.client.query_one(&self.asking, &[]).await.map_err(failed)?;
+        let text: &str = row.try_get(0).map_err(failed)?;
+        self.flushed = text.parse().map_err(|_| ReadError::Inconsistent {
+            what: "pg_current_wal_flush_lsn() gave no LSN".to_owned(),
+        })?;
+        Ok(())
+    }
+}
+
+fn failed(error: tokio_postgres::Error) -> ReadError {
+    classify(error, At::Frame("waiting for the WAL to be flushed"))
 }
 
 #[cfg(test)]

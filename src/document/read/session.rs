@@ -19,7 +19,7 @@ pub struct ReadLimits {
 }
 
 /// What does not change while a connection to a primary lives.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Server {
     pub system_id: u64,
     pub timeline: u32,
@@ -32,7 +32,8 @@ pub(super) async fn connect_reader(
     limits: &ReadLimits,
 ) -> Result<(Client, Server), ReadError> {
     let client = connect(url, "onelog read").await.map_err(ReadError::Connect)?;
-    // JIT takes longer than any of our queries should; plans adapt to the number of keys.
+    // JIT takes longer than any of our queries should; plans adapt to the number of keys, but see
+    // `STATE_FEW_KEYS`.
     let settings = format!(
         "SET statement_timeout = {}; SET lock_timeout = {}; SET jit = off; \
          SET plan_cache_mode = auto; SET idle_in_transaction_session_timeout = {}",
@@ -47,14 +48,16 @@ pub(super) async fn connect_reader(
     Ok((client, server))
 }
 
-/// Opens the connection for nudges: a nudge waits for our own disk, not for a standby.
-pub(super) async fn connect_flusher(url: &PostgresUrl) -> Result<Client, ReadError> {
+/// Opens the connection that watches the flush: a nudge waits for our own disk, not for a standby.
+pub(super) async fn connect_flusher(url: &PostgresUrl) -> Result<(Client, Server), ReadError> {
     let client = connect(url, "onelog flush").await.map_err(ReadError::Connect)?;
     let settings = "SET synchronous_commit = local; SET default_transaction_read_only = off; \
-                    SET statement_timeout = '10s'";
+                    SET statement_timeout = '10s'; SET lock_timeout = '1s'; \
+                    SET idle_in_transaction_session_timeout = '10s'";
     let setting = |it| classify(it, At::Frame("setting up a session"));
     client.batch_execute(settings).await.map_err(setting)?;
-    Ok(client)
+    let server = ask(&client).await?;
+    Ok((client, server))
 }
 
 /// The timeline comes from the WAL's file name: `pg_control_checkpoint()` lags a promotion (B1).
