@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod explain;
+pub mod pointer;
 pub mod prepare;
 pub mod preview;
 pub mod run;
@@ -18,6 +19,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::file::{LoadError, load};
 use crate::config::{LogConfig, LogFormat};
+use crate::mapping::resolve::ResolveError;
+use crate::mistake::Mistakes;
 
 #[derive(Debug, Parser)]
 #[command(name = "onelog", version, about, long_about = None, arg_required_else_help = true)]
@@ -42,6 +45,9 @@ pub enum Command {
         /// Looks at the files alone, without connecting to anything.
         #[arg(long)]
         offline: bool,
+        /// Looks at these mapping files alone, with Postgres' help unless --offline.
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
     },
     /// Creates what the daemon needs: publication, topics, slot. Says what it does.
     Prepare {
@@ -81,6 +87,8 @@ pub enum Role {
 pub enum CommandError {
     #[error(transparent)]
     Config(#[from] LoadError),
+    #[error("the mapping cannot be used:\n\n{}", pointer::all_pointed(.0))]
+    Mapping(Mistakes),
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
     #[error("{doing}")]
@@ -92,6 +100,14 @@ pub enum CommandError {
 }
 
 impl CommandError {
+    /// What keeps a mapping's SQL from being used.
+    pub fn resolving(error: ResolveError) -> Self {
+        match error {
+            ResolveError::Mistakes(mistakes) => Self::Mapping(mistakes),
+            other => Self::failed("the SQL cannot be used", other),
+        }
+    }
+
     pub fn failed(doing: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         Self::Failed { doing: doing.into(), source: Box::new(source) }
     }
@@ -100,8 +116,8 @@ impl CommandError {
 /// Runs one command; returns its exit code.
 pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, CommandError> {
     let path = &arguments.config;
-    if let Command::Check { offline } = arguments.command {
-        return check::check(path, offline, out).await;
+    if let Command::Check { offline, files } = &arguments.command {
+        return check::check(path, check::Scope { offline: *offline, files }, out).await;
     }
     let config = load(path)?;
     match arguments.command {

@@ -46,8 +46,13 @@ pub struct Entry {
     pub optional: bool,
     /// Where the entry's SQL begins, its first character.
     pub sql_place: Place,
+    /// The SQL as the file has it, quotes and escapes and all, by which a place in the SQL becomes
+    /// a place in the file.
+    pub sql_written: String,
     /// Where the key is written.
     pub key_place: Place,
+    /// Where `nest_as` or `nest_one_as` is written.
+    pub nest_place: Option<Place>,
 }
 
 /// `[collection.NAME]`.

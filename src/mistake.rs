@@ -1,5 +1,6 @@
 //! What a person wrote wrong in a file, and where. For `config.toml` and mapping files alike.
 
+pub mod quoted;
 pub mod written;
 
 use std::fmt;

@@ -46,6 +46,8 @@ fn entry(nest: Nest, columns: Vec<OutputColumn>) -> EntryPlan {
             nest,
             optional: false,
             sql_place: place.clone(),
+            sql_written: String::new(),
+            nest_place: None,
             key_place: place,
         },
         canonical_sql: "SELECT".to_owned(),

@@ -64,6 +64,8 @@ fn entry(sql: &str, key: &str) -> Entry {
         nest: Nest::Top,
         optional: false,
         sql_place: place(4, 8),
+        sql_written: format!("'''{sql}'''"),
+        nest_place: None,
         key_place: place(3, 1),
     }
 }
@@ -275,18 +277,18 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("SELECT id,\n  nam\nFROM company", "id", "connectors/a.toml:5:3: column \"nam\""),
     ("SELECT é, id FROM company", "id", "connectors/a.toml:4:15: column"),
     ("SELEC 1", "id", "connectors/a.toml:4:8: syntax error"),
-    ("SELECT 1 AS id; SELECT 2", "id", "connectors/a.toml:4:8: the sql has 2 statements"),
-    ("DELETE FROM company", "id", "connectors/a.toml:4:8: the sql is not a SELECT"),
+    ("SELECT 1 AS id; SELECT 2", "id", "connectors/a.toml:4:24: the sql has 2 statements"),
+    ("DELETE FROM company", "id", "connectors/a.toml:4:8: the sql is a DELETE: write one SELECT"),
     (" ; ", "id", "connectors/a.toml:4:8: the sql is empty"),
     (
         "SELECT id, id FROM company",
         "id",
-        "connectors/a.toml:4:8: column \"id\" specified more than once: give",
+        "connectors/a.toml:4:19: column \"id\" specified more than once; give",
     ),
     (
         "SELECT id, name FROM company",
         "ide",
-        "connectors/a.toml:3:1: the key ide is not among the sql's columns: id, name; did you mean id?",
+        "connectors/a.toml:3:1: the key ide is not among the sql's columns, which are id, name; did you mean id?",
     ),
     (
         "SELECT to_json(id) AS k FROM company",

@@ -102,6 +102,8 @@ fn plan(key_type: &str, entries: &[(&str, Nest, bool)]) -> CollectionPlan {
             nest: nest.clone(),
             optional: false,
             sql_place: place.clone(),
+            sql_written: String::new(),
+            nest_place: None,
             key_place: place.clone(),
         },
         canonical_sql: (*sql).to_owned(),

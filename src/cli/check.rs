@@ -1,15 +1,21 @@
 //! `onelog check`: everything that would keep the daemon from its work, each finding with its
 //! cure. One thing that is wrong does not hide the others.
 
+pub mod files;
 pub mod mappings;
 pub mod servers;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::causes::with_causes;
 use crate::cli::CommandError;
+use crate::cli::pointer::pointed;
+use crate::config::Config;
 use crate::config::file::{LoadError, load};
-use crate::mapping::catalog;
+use crate::mapping::Collection;
+use crate::mistake::Mistake;
+use crate::postgres::client;
 
 /// What a check has said so far.
 pub struct Findings<'a> {
@@ -33,56 +39,88 @@ impl Findings<'_> {
         self.wrong += 1;
         writeln!(self.out, "WRONG    {}", indented(what))
     }
+
+    /// A mistake in a file, with its line.
+    pub fn mistake(&mut self, mistake: &Mistake) -> std::io::Result<()> {
+        self.wrong(&pointed(mistake))
+    }
+
+    /// A warning at a place in a file.
+    pub fn warning_at(&mut self, mistake: &Mistake) -> std::io::Result<()> {
+        self.warning(&pointed(mistake))
+    }
 }
 
 fn indented(text: &str) -> String {
     text.trim_end().replace('\n', "\n         ")
 }
 
-/// Checks the config and the mapping files, and unless `offline` the servers too. Exit code 1 if
+/// What `check` is to look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'a> {
+    /// The files alone, without connecting to anything.
+    pub offline: bool,
+    /// These mapping files alone, and of the servers only Postgres; empty: everything.
+    pub files: &'a [PathBuf],
+}
+
+/// Checks the config and the mapping files, and unless offline the servers too. Exit code 1 if
 /// anything is wrong.
-pub async fn check(path: &Path, offline: bool, out: &mut dyn Write) -> Result<u8, CommandError> {
+pub async fn check(path: &Path, scope: Scope<'_>, out: &mut dyn Write) -> Result<u8, CommandError> {
     let mut findings = Findings { out, wrong: 0 };
-    let config = match load(path) {
-        Ok(config) => config,
+    match load(path) {
+        Ok(config) => {
+            findings.fine(&format!("config {}", path.display()))?;
+            let collections = match scope.files {
+                [] => files::folder(&config, &mut findings)?,
+                some => files::some(&config, some, &mut findings)?,
+            };
+            match (scope.offline, scope.files) {
+                (true, _) => {}
+                (false, []) => whole(&config, &collections, &mut findings).await?,
+                (false, _) => online(&config, &collections, &mut findings).await?,
+            }
+        }
         Err(LoadError::Mistakes(mistakes)) => {
             for mistake in &mistakes.0 {
-                findings.wrong(&mistake.to_string())?;
+                findings.mistake(mistake)?;
             }
-            return Ok(1);
         }
         Err(error) => return Err(error.into()),
-    };
-    findings.fine(&format!("config {}", path.display()))?;
-    let folder = &config.translate.mappings;
-    let loaded = match catalog::load_folder(folder, &catalog::KnownFiles::new()) {
-        Ok(loaded) => Some(loaded),
-        Err(error) => {
-            let folder = folder.display();
-            findings.wrong(&format!(
-                "mapping folder {folder}: {error}; create it, or change [translate] mappings"
-            ))?;
-            None
-        }
-    };
-    if let Some(loaded) = &loaded {
-        for mistake in &loaded.mistakes {
-            findings.wrong(&mistake.to_string())?;
-        }
-        let count = loaded.collections.len();
-        findings.fine(&format!("{count} collections in {}", folder.display()))?;
-    }
-    if !offline {
-        let client = servers::postgres(&config, &mut findings).await?;
-        servers::kafka(&config, &mut findings).await?;
-        servers::elasticsearch(&config, &mut findings).await?;
-        if let (Some(client), Some(loaded)) = (client, &loaded) {
-            mappings::check(&config, &client, &loaded.collections, &mut findings).await?;
-        }
     }
     let wrong = findings.wrong;
     if wrong > 0 {
         writeln!(findings.out, "\n{wrong} to mend")?;
     }
     Ok(u8::from(wrong > 0))
+}
+
+/// The servers, and all mappings.
+async fn whole(
+    config: &Config,
+    collections: &[Collection],
+    findings: &mut Findings<'_>,
+) -> std::io::Result<()> {
+    let client = servers::postgres(config, findings).await?;
+    servers::kafka(config, findings).await?;
+    servers::elasticsearch(config, findings).await?;
+    match client {
+        Some(client) => mappings::check(config, &client, collections, findings).await,
+        None => Ok(()),
+    }
+}
+
+/// Some mappings, for which Postgres alone has to answer.
+async fn online(
+    config: &Config,
+    collections: &[Collection],
+    findings: &mut Findings<'_>,
+) -> std::io::Result<()> {
+    match client::connect(&config.postgres.url, "onelog check").await {
+        Ok(client) => mappings::check(config, &client, collections, findings).await,
+        Err(error) => {
+            let url = &config.postgres.url;
+            findings.wrong(&format!("Postgres at {url}: {}", with_causes(&error)))
+        }
+    }
 }

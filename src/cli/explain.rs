@@ -29,7 +29,7 @@ pub async fn explain(
     for collection in &collections {
         let plan = resolve(&client, &postgres.publication_name, collection)
             .await
-            .map_err(|it| CommandError::failed("the SQL cannot be used", it))?;
+            .map_err(CommandError::resolving)?;
         code = code.max(collection_text(&client, &plan, out).await?);
     }
     Ok(code)

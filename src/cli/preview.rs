@@ -33,7 +33,7 @@ pub async fn preview(
     for collection in &collections {
         let plan = resolve(&client, &postgres.publication_name, collection)
             .await
-            .map_err(|it| CommandError::failed("the SQL cannot be used", it))?;
+            .map_err(CommandError::resolving)?;
         let started = Instant::now();
         let read = readers
             .read(&plan.tables(), &queries::refresh_queries(&plan, &keys))

@@ -151,6 +151,8 @@ pub(crate) fn test_plan(entries: &[(crate::mapping::Nest, bool)]) -> CollectionP
             nest: nest.clone(),
             optional: *optional,
             sql_place: place.clone(),
+            sql_written: String::new(),
+            nest_place: None,
             key_place: place.clone(),
         },
         canonical_sql: "SELECT 1".to_owned(),

@@ -1,4 +1,4 @@
-//! All mapping files of a folder -> collections, and what differs between two loads.
+//! All mapping files of a folder -> collections.
 //!
 //! A file with a mistake takes nothing down: the collections that it had at its last good load, and
 //! those that its text still names, are *frozen*, which means that what served before goes on. A
@@ -12,6 +12,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::mapping::{Collection, Mapping, Place, file};
+use crate::mistake::written::nearest;
 use crate::mistake::{Mistake, Mistakes};
 
 /// A mapping file is written by hand; a larger one is something else that was put there.
@@ -52,6 +53,11 @@ pub fn load_folder(folder: &Path, known: &KnownFiles) -> std::io::Result<Loaded>
         (path, text)
     });
     Ok(merge(texts.collect(), known))
+}
+
+/// Reads one file, as if its folder had no other.
+pub fn load_file(path: &Path) -> Loaded {
+    merge(vec![(path.to_owned(), read_text(path))], &KnownFiles::new())
 }
 
 /// A file's text; Err: why it can't be read.
@@ -134,7 +140,13 @@ fn collect(mappings: Vec<Mapping>, loaded: &mut Loaded) {
             // Its entries may be in the file that is broken.
             None if loaded.frozen.contains(&name) || !loaded.mistakes.is_empty() => {}
             None => {
-                let message = format!("[collection.{name}] has no [[denormalization]] in any file");
+                let known: Vec<&str> = collections.keys().map(String::as_str).collect();
+                let meant = nearest(&name, &known)
+                    .map_or_else(String::new, |it| format!("; did you mean [collection.{it}]?"));
+                let message = format!(
+                    "[collection.{name}] has no [[denormalization]] in any file: write one with \
+                     collection_name = \"{name}\", or take this away{meant}"
+                );
                 loaded.mistakes.push(mistake(place, message));
             }
         }
@@ -168,48 +180,6 @@ fn mentioned(text: &str) -> BTreeSet<String> {
         Some(value.split(['"', '\'', '#', ' ']).next()?.to_owned())
     };
     text.lines().filter_map(named).filter(|it| !it.is_empty()).collect()
-}
-
-/// What a new load changes, by collection name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CatalogDiff {
-    pub added: BTreeSet<String>,
-    /// Written differently in what a document or its index depends on, or in its intervals.
-    pub changed: BTreeSet<String>,
-    /// In the old load, and no file speaks of it any more.
-    pub removed: BTreeSet<String>,
-    pub unchanged: BTreeSet<String>,
-}
-
-/// Compares what serves (`old`) with a new load. A frozen collection is in no list.
-///
-/// Places do not count: a comment put above an entry changes nothing.
-pub fn diff(old: &[Collection], new: &Loaded) -> CatalogDiff {
-    let mut diff = CatalogDiff::default();
-    let old: BTreeMap<&str, &Collection> = old.iter().map(|it| (it.name.as_str(), it)).collect();
-    for collection in &new.collections {
-        let list = match old.get(collection.name.as_str()) {
-            None => &mut diff.added,
-            Some(before) if same(before, collection) => &mut diff.unchanged,
-            Some(_) => &mut diff.changed,
-        };
-        list.insert(collection.name.clone());
-    }
-    let present: BTreeSet<&str> = new.collections.iter().map(|it| it.name.as_str()).collect();
-    diff.removed = old
-        .keys()
-        .filter(|name| !present.contains(**name) && !new.frozen.contains(**name))
-        .map(|name| (*name).to_owned())
-        .collect();
-    diff
-}
-
-fn same(left: &Collection, right: &Collection) -> bool {
-    let entries = left.entries.len() == right.entries.len()
-        && left.entries.iter().zip(&right.entries).all(|(a, b)| {
-            (&a.key, &a.sql, &a.nest, a.optional) == (&b.key, &b.sql, &b.nest, b.optional)
-        });
-    entries && left.settings == right.settings
 }
 
 #[cfg(test)]
@@ -255,8 +225,8 @@ mod tests {
             assert!(!second.mistakes.is_empty());
             assert!(second.frozen.is_superset(&set(&["a", "b"])), "{broken}");
             assert_eq!(second.frozen.contains("d"), broken.contains('d'), "{broken}");
-            let diff = diff(&first.collections, &second);
-            assert_eq!((diff.removed, diff.unchanged), (set(&[]), set(&["c"])));
+            let names: Vec<_> = second.collections.iter().map(|it| it.name.as_str()).collect();
+            assert_eq!(names, ["c"], "{broken}");
             let third = load(&[("1.toml", "[[["), ("2.toml", &shared)], &second.known);
             assert!(third.frozen.is_superset(&set(&["a", "b"])), "it stays frozen");
         }
@@ -275,21 +245,6 @@ mod tests {
         assert_eq!((loaded.frozen, loaded.collections), (set(&["a"]), vec![]));
         let loaded = load(&[("2.toml", settings)], &KnownFiles::new());
         assert!(loaded.mistakes[0].message.contains("has no [[denormalization]]"));
-    }
-
-    #[test]
-    fn a_diff_sees_what_documents_depend_on() {
-        let texts = [entry("a", "1"), entry("b", "1"), entry("c", "1")].concat();
-        let old = load(&[("1.toml", &texts)], &KnownFiles::new()).collections;
-        let texts = ["# moved\n", &entry("b", "2"), &entry("c", "1"), &entry("d", "1")].concat();
-        let new = load(&[("2.toml", &texts)], &KnownFiles::new());
-        let expected = CatalogDiff {
-            added: set(&["d"]),
-            changed: set(&["b"]),
-            removed: set(&["a"]),
-            unchanged: set(&["c"]),
-        };
-        assert_eq!(diff(&old, &new), expected);
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn entry(path: &Path, source: &Source<'_>, mut table: Table<'_, '_>) -> Option<E
     let one = table.take_string("nest_one_as").filter(|it| not_empty(source, "nest_one_as", it));
     let optional = table.take_bool("optional").unwrap_or(false);
     table.finish();
+    let nest_place = many.as_ref().or(one.as_ref()).map(|it| it.span.clone());
     let nest = match (many, one) {
         (None, None) => Nest::Top,
         (Some(many), None) => Nest::Many(many.value),
@@ -84,7 +85,9 @@ fn entry(path: &Path, source: &Source<'_>, mut table: Table<'_, '_>) -> Option<E
         nest,
         optional,
         sql_place: place(path, source, source.inside_quotes(&sql.span)),
+        sql_written: source.text_of(&sql.span).to_owned(),
         key_place: place(path, source, source.inside_quotes(&key.span)),
+        nest_place: nest_place.map(|it| place(path, source, source.inside_quotes(&it))),
         sql: sql.value,
     })
 }
@@ -110,7 +113,12 @@ fn either(
 fn not_empty(source: &Source<'_>, key: &str, written: &Written<String>) -> bool {
     let empty = written.value.trim().is_empty();
     if empty {
-        source.mistake(written.span.clone(), format!("{key} is empty"));
+        let wanted = match key {
+            "sql" => "write one SELECT",
+            "key_to_denormalize_upon" => "write the column that says which document a row is of",
+            _ => "write the field's name, or leave the line out",
+        };
+        source.mistake(written.span.clone(), format!("{key} is empty: {wanted}"));
     }
     !empty
 }

@@ -6,7 +6,8 @@
 //! a view costs an xid and catalog WAL. It never runs the SQL.
 
 mod catalog;
-mod place;
+pub mod place;
+mod refusal;
 
 use std::collections::BTreeSet;
 
@@ -16,10 +17,11 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use self::catalog::{Reached, reach};
-use self::place::{in_key, in_sql, nearest, refused};
+use self::place::{at_character, in_key, in_sql};
 use crate::mapping::impact::{self, Analysis, AnalysisInput};
 use crate::mapping::plan::{CollectionPlan, EntryPlan, OutputColumn, TableRead, quote_identifier};
 use crate::mapping::{Collection, Entry, Nest};
+use crate::mistake::written::nearest;
 use crate::mistake::{Mistake, Mistakes};
 
 /// Why a collection could not be resolved.
@@ -127,14 +129,14 @@ fn one_key_type(entries: &[EntryPlan]) -> Result<String, Mistake> {
             Err(in_key(
                 &other.entry,
                 format!(
-                    "the key {} is {} here, but {} of {}:{} is {expected}: all entries of \
-                     collection {} need the same key type; cast one of them",
-                    other.entry.key,
+                    "the key {key} is {} here, but {} of {}:{} is {expected}: all entries of \
+                     collection {} need the same key type; cast one of them, as in {key}::{expected}",
                     type_of(other),
                     first.entry.key,
                     place.path.display(),
                     place.line,
                     other.entry.collection,
+                    key = other.entry.key,
                 ),
             ))
         }
@@ -156,14 +158,31 @@ fn single_select(entry: &Entry) -> Result<&str, ResolveError> {
         return Ok(sql);
     };
     let stmts = &parsed.protobuf.stmts;
-    if stmts.len() != 1 {
-        let message = format!("the sql has {} statements: write one SELECT", stmts.len());
-        return Err(mistake(in_sql(entry, message)));
+    if let [_, second, ..] = stmts.as_slice() {
+        let message = format!(
+            "the sql has {} statements: keep one SELECT, and give the others entries of their own",
+            stmts.len()
+        );
+        return Err(mistake(at_character(entry, start_of(sql, second.stmt_location), message)));
     }
-    match stmts[0].stmt.as_ref().and_then(|it| it.node.as_ref()) {
-        Some(NodeEnum::SelectStmt(select)) if select.into_clause.is_none() => Ok(sql),
-        _ => Err(mistake(in_sql(entry, "the sql is not a SELECT: write one that only reads"))),
-    }
+    let node = stmts.first().and_then(|it| it.stmt.as_ref()).and_then(|it| it.node.as_ref());
+    let said = match node {
+        Some(NodeEnum::SelectStmt(select)) if select.into_clause.is_none() => return Ok(sql),
+        Some(NodeEnum::SelectStmt(_)) => "is a SELECT … INTO, which makes a table: leave INTO out",
+        Some(NodeEnum::InsertStmt(_)) => "is an INSERT: write one SELECT, as onelog only reads",
+        Some(NodeEnum::UpdateStmt(_)) => "is an UPDATE: write one SELECT, as onelog only reads",
+        Some(NodeEnum::DeleteStmt(_)) => "is a DELETE: write one SELECT, as onelog only reads",
+        None => "is nothing but a comment: write one SELECT",
+        Some(_) => "is not a SELECT: write one that only reads",
+    };
+    Err(mistake(in_sql(entry, format!("the sql {said}"))))
+}
+
+/// The character at which a statement begins, white space left out. `location` is in bytes.
+fn start_of(sql: &str, location: i32) -> usize {
+    let location = usize::try_from(location).unwrap_or(0);
+    let (before, rest) = sql.split_at_checked(location).unwrap_or((sql, ""));
+    before.chars().count() + rest.chars().take_while(|it| it.is_whitespace()).count()
 }
 
 async fn resolve_entry(
@@ -229,8 +248,8 @@ async fn check_may_create(client: &Client, entry: &Entry) -> Result<(), ResolveE
     Err(mistake(in_sql(
         entry,
         format!(
-            "the daemon's role may not create the temporary view that resolves names: \
-             GRANT TEMPORARY ON DATABASE {database} TO {role}"
+            "onelog's role may not create the temporary view by which Postgres resolves names; \
+             run as the owner: GRANT TEMPORARY ON DATABASE {database} TO {role};"
         ),
     )))
 }
@@ -241,7 +260,8 @@ async fn create_view(client: &Client, entry: &Entry, sql: &str) -> Result<(), Re
     let Err(source) = created else { return Ok(()) };
     match source.as_db_error() {
         Some(error) if is_mistake(error.code()) => {
-            Err(mistake(refused(entry, error, CREATE.chars().count())))
+            client.batch_execute("ROLLBACK").await.map_err(failed("rolling back"))?;
+            Err(mistake(refusal::mistake(client, entry, error, CREATE.chars().count()).await))
         }
         _ => Err(ResolveError::Postgres { doing: "creating the view of a mapping", source }),
     }
@@ -271,7 +291,8 @@ async fn check_privileges(
     Err(mistake(in_sql(
         entry,
         format!(
-            "the daemon's role may not read what the sql reads: GRANT SELECT ON {} TO {role}",
+            "onelog's role may not read what the sql reads; run as the owner: GRANT SELECT ON {} TO \
+             {role};",
             tables.join(", ")
         ),
     )))
@@ -285,9 +306,11 @@ async fn check_key(
     let Some(key) = columns.iter().find(|it| it.name == entry.key) else {
         let names: Vec<&str> = columns.iter().map(|it| it.name.as_str()).collect();
         let meant = nearest(&entry.key, &names)
-            .map_or_else(String::new, |it| format!("; did you mean {it}?"));
+            .map_or("select it too, or choose one of them".to_owned(), |it| {
+                format!("did you mean {it}?")
+            });
         let message = format!(
-            "the key {} is not among the sql's columns: {}{meant}",
+            "the key {} is not among the sql's columns, which are {}; {meant}",
             entry.key,
             names.join(", ")
         );

@@ -16,7 +16,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Value};
 
-use crate::mistake::{Mistake, Mistakes, line_and_column};
+use crate::mistake::{Mistake, Mistakes, line_and_column, quoted};
 
 /// Replaces what stands for something else in a string, such as `${NAME}`; Err: the mistake.
 pub type Expand<'a> = &'a dyn Fn(&str) -> Result<String, String>;
@@ -63,26 +63,46 @@ impl<'s> Source<'s> {
     /// The file's top table. What does not parse is kept as mistakes, and the rest is read.
     pub fn top<'t>(&'t self) -> Table<'t, 's> {
         let (top, errors) = DeTable::parse_recoverable(self.text);
-        for error in &errors {
-            let span = error.span().unwrap_or(0..0);
-            self.mistake(span, format!("this is not TOML: {}", error.message()));
+        let mut errors: Vec<_> =
+            errors.iter().map(|it| (it.span().unwrap_or(0..0), it.message())).collect();
+        errors.sort_by_key(|(span, _)| span.start);
+        let mut last = None;
+        for (span, message) in &errors {
+            let line = self.place(span.start).0;
+            // What is wrong on the same line or the next mostly follows from the first.
+            if last.is_none_or(|it| line > it + 1) {
+                let cure = match *message {
+                    "duplicate key" => "; it stands in this file already: keep one",
+                    _ => self.cure_of_quotes(span.start),
+                };
+                self.mistake(span.clone(), format!("this is not TOML: {message}{cure}"));
+            }
+            last = Some(line);
         }
         self.broken.set(!errors.is_empty());
         let span = top.span();
         Table { source: self, table: top.into_inner(), title: String::new(), span, known: vec![] }
     }
 
+    /// What cures most lines with quotes that are no TOML.
+    fn cure_of_quotes(&self, offset: usize) -> &'static str {
+        let line = self.text.lines().nth(self.place(offset).0 - 1).unwrap_or_default();
+        match line.contains('"') {
+            true => {
+                "; a text with double quotes in it, or of several lines, goes between ''' and '''"
+            }
+            false => "",
+        }
+    }
+
+    /// A value as it is written, quotes and all.
+    pub fn text_of(&self, span: &Range<usize>) -> &'s str {
+        self.text.get(span.clone()).unwrap_or_default()
+    }
+
     /// The byte offset of a string's first character, inside its quotes. `span` is the value's.
-    /// A multi-line string's first line break is not part of it (TOML 1.0, String).
     pub fn inside_quotes(&self, span: &Range<usize>) -> usize {
-        let written = self.text.get(span.clone()).unwrap_or_default();
-        let skipped = match written {
-            it if it.starts_with("'''\r\n") || it.starts_with("\"\"\"\r\n") => 5,
-            it if it.starts_with("'''\n") || it.starts_with("\"\"\"\n") => 4,
-            it if it.starts_with("'''") || it.starts_with("\"\"\"") => 3,
-            _ => 1,
-        };
-        span.start + skipped
+        span.start + quoted::offset_of(self.text_of(span), 0)
     }
 
     /// All mistakes in the file's order; Ok when there is none.
@@ -158,6 +178,20 @@ impl<'t, 's> Table<'t, 's> {
         Some(Written { value: value_text, span: value.span() })
     }
 
+    /// A string that says a time; a bare number gets its unit asked for.
+    fn take_span(&mut self, key: &'static str, examples: &str) -> Option<Written<String>> {
+        if let Some((_, value)) = self.table.get_key_value(key)
+            && value.get_ref().as_str().is_none()
+        {
+            self.known.push(key);
+            let expected = format!("a time with its unit, such as {examples}");
+            self.wrong_type(key, value, &expected);
+            self.table.remove(key);
+            return None;
+        }
+        self.take_string(key)
+    }
+
     pub fn take_bool(&mut self, key: &'static str) -> Option<bool> {
         let (value, _) = self.take(key)?;
         let found = value.get_ref().as_bool();
@@ -196,7 +230,7 @@ impl<'t, 's> Table<'t, 's> {
         key: &'static str,
         range: RangeInclusive<Duration>,
     ) -> Option<Duration> {
-        let written = self.take_string(key)?;
+        let written = self.take_span(key, "\"5s\", \"2m\" or \"1h\"")?;
         let message = match humantime::parse_duration(&written.value) {
             Ok(duration) if range.contains(&duration) => return Some(duration),
             Ok(_) => format!(
@@ -214,7 +248,7 @@ impl<'t, 's> Table<'t, 's> {
 
     /// How often something is done: a duration, or "off" or "0s" for never, which are zero.
     pub fn take_interval(&mut self, key: &'static str) -> Option<Duration> {
-        let written = self.take_string(key)?;
+        let written = self.take_span(key, "\"30s\", \"2m\" or \"1h\", or \"off\"")?;
         let parsed = match written.value.as_str() {
             "off" => Some(Duration::ZERO),
             text => humantime::parse_duration(text).ok(),
@@ -277,7 +311,11 @@ impl<'t, 's> Table<'t, 's> {
         let items = match value.into_inner() {
             DeValue::Array(items) => items,
             other => {
-                self.wrong_type(key, &Spanned::new(span, other), &format!("written as [[{key}]]"));
+                self.wrong_type(
+                    key,
+                    &Spanned::new(span, other),
+                    &format!("written as [[{key}]], in double brackets"),
+                );
                 return vec![];
             }
         };

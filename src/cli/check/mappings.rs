@@ -28,7 +28,7 @@ pub async fn check(
             Ok(plan) => one(client, &plan, &mut said, findings).await?,
             Err(ResolveError::Mistakes(mistakes)) => {
                 for mistake in &mistakes.0 {
-                    findings.wrong(&mistake.to_string())?;
+                    findings.mistake(mistake)?;
                 }
             }
             Err(error) => {
