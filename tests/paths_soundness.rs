@@ -404,11 +404,8 @@ fn collection(sql: &str) -> Collection {
         nest_place: None,
         key_place: place,
     };
-    Collection {
-        name: "page".into(),
-        entries: vec![entry],
-        settings: CollectionSettings::default(),
-    }
+    let settings = CollectionSettings::default();
+    Collection { name: "page".into(), entries: vec![entry], settings }
 }
 
 async fn setup(drivers: &mut JoinSet<()>) -> Client {
