@@ -324,6 +324,13 @@ impl Pending {
         self.collections.values().map(|it| it.keys.len()).sum()
     }
 
+    /// Whether this many fresh keys are ready.
+    pub fn has_fresh(&self, count: usize) -> bool {
+        let fresh = (Lane::Fresh, 0)..=(Lane::Fresh, u64::MAX);
+        let ready = self.collections.values().flat_map(|it| it.ready.range(fresh.clone()));
+        ready.take(count).count() == count
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -42,6 +42,14 @@ const SLOW_IN_A_ROW_MAX: u32 = 8 * SLOW_TRIES;
 /// keys of a page are in memory: some 4 MB.
 const PAGE_KEYS: usize = 20_000;
 
+/// Batches of fresh keys that start as soon as there is a key: one is read while one is written.
+const AT_ONCE: usize = 2;
+/// Fresh keys that must wait for each further batch: each read and each bulk request costs the
+/// servers as much as a dozen keys do, so under load fewer and larger batches are sooner done.
+const KEYS_EACH: usize = 8;
+/// Longest that fresh keys are held back to gather, when what is in flight takes longer.
+const GATHER_MAX: Duration = Duration::from_millis(5);
+
 /// Doubles `first` with each attempt, up to `max`.
 fn backoff(first: Duration, max: Duration, attempt: u32) -> Duration {
     first.saturating_mul(1 << attempt.min(16)).min(max)
@@ -55,6 +63,8 @@ pub struct Paces {
     slow: usize,
     /// The lane whose batch was started last.
     last: Option<Lane>,
+    /// Since when fresh keys are held back to gather.
+    gathering: Option<Instant>,
     /// A page of a walk is being read.
     pub walking: bool,
     /// How often a key was read alone and took too long.
@@ -106,6 +116,22 @@ impl Paces {
             slow,
         ];
         order.into_iter().flatten()
+    }
+
+    /// Whether fresh keys wait a little for more of them to come. `ready` says whether there are so
+    /// many.
+    fn gathers(&mut self, in_flight: usize, now: Instant, ready: impl Fn(usize) -> bool) -> bool {
+        let wanted = KEYS_EACH * (in_flight + 1).saturating_sub(AT_ONCE);
+        if !ready(1) || ready(wanted) {
+            self.gathering = None;
+            return false;
+        }
+        let since = *self.gathering.get_or_insert(now);
+        let gathers = now < since + GATHER_MAX;
+        if !gathers {
+            self.gathering = None;
+        }
+        gathers
     }
 
     /// A read of so many keys was too slow, or was not: the next one asks for fewer, or more.
@@ -281,7 +307,9 @@ impl Stage {
     pub fn start_refreshes(&mut self, now: Instant) {
         let connections = self.context.config.translate.connections;
         while self.refreshing < self.refresh_places() {
-            let mut lanes = self.paces.order(connections);
+            let gathers = self.gathers(now);
+            let lanes = self.paces.order(connections);
+            let mut lanes = lanes.filter(|it| *it != Lane::Fresh || !gathers);
             let next = lanes.find_map(|lane| Some((lane, self.pending.next(lane, now)?)));
             let Some((lane, id)) = next else { return };
             let max = self.batch_max(id, lane);
@@ -294,6 +322,16 @@ impl Stage {
             };
             self.start_refresh(build, lane, batch);
         }
+    }
+
+    fn gathers(&mut self, now: Instant) -> bool {
+        let in_flight = self.refreshing - self.paces.low - self.paces.slow;
+        self.paces.gathers(in_flight, now, |count| self.pending.has_fresh(count))
+    }
+
+    /// When fresh keys have gathered long enough.
+    pub fn gathered(&self) -> Option<Instant> {
+        self.paces.gathering.map(|it| it + GATHER_MAX)
     }
 
     fn batch_max(&self, build: BuildId, lane: Lane) -> usize {
@@ -393,4 +431,33 @@ impl Stage {
 fn pause_of(waiting: &[Wanted]) -> Duration {
     let attempt = waiting.iter().map(|it| it.attempts).max().unwrap_or(0);
     backoff(NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX, attempt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_at_once_until_batches_are_in_flight_and_then_keys_gather() {
+        let (mut paces, now) = (Paces::default(), Instant::now());
+        let with = |have: usize| move |count: usize| have >= count;
+        for (in_flight, ready, gathers) in
+            [(0, 1, false), (1, 1, false), (2, 1, true), (2, 7, true), (2, 8, false), (3, 8, true)]
+        {
+            paces.gathering = None;
+            assert_eq!(paces.gathers(in_flight, now, with(ready)), gathers, "{in_flight} {ready}");
+        }
+    }
+
+    #[test]
+    fn keys_gather_for_a_bounded_time() {
+        let (mut paces, start) = (Paces::default(), Instant::now());
+        let one = |count: usize| count <= 1;
+        assert!(paces.gathers(5, start, one));
+        assert!(paces.gathers(5, start + GATHER_MAX / 2, one));
+        assert!(!paces.gathers(5, start + GATHER_MAX, one), "what is in flight hangs");
+        assert!(paces.gathers(6, start + GATHER_MAX, one), "and the next one waits anew");
+        assert!(!paces.gathers(5, start + GATHER_MAX, |_| false), "nothing is ready");
+        assert!(paces.gathering.is_none());
+    }
 }

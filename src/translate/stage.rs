@@ -431,7 +431,9 @@ impl Stage {
         }
         // While every place is taken, the end of a task is what to wait for: a time that has
         // passed would keep the log from being polled.
-        let pending = self.pending.next_wake().filter(|_| self.refreshing < self.refresh_places());
+        let wakes = [self.pending.next_wake(), self.gathered()];
+        let pending = wakes.into_iter().flatten().min();
+        let pending = pending.filter(|_| self.refreshing < self.refresh_places());
         let lookups = self.lookups.next_wake().filter(|_| self.may_look_up());
         let pages = self.lookups.next_page().filter(|_| self.may_walk());
         let times = [pending, lookups, pages, self.builds.next_due()];
