@@ -272,7 +272,9 @@ fn translate(source: &Source<'_>, mut table: Table<'_, '_>, folder: &Path) -> Tr
         keys_per_read: keys_per_read.unwrap_or(500),
         pending_keys_max: pending_keys_max.unwrap_or(100_000),
         statement_timeout: statement_timeout.unwrap_or(Duration::from_secs(30)),
-        lock_timeout: lock_timeout.unwrap_or(Duration::from_secs(2)),
+        // Below Postgres' deadlock_timeout of 1 s: in a deadlock with DDL on several tables
+        // it is the read that gives way.
+        lock_timeout: lock_timeout.unwrap_or(Duration::from_millis(500)),
     }
 }
 

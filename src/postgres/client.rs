@@ -41,8 +41,15 @@ impl std::fmt::Debug for Client {
     }
 }
 
+/// Limits of a session that sets none of its own, so that no mistake of ours ever holds up the
+/// application for long: questions to the catalog take milliseconds, and a lock that is not
+/// granted in ten seconds is better asked for again. Reads of documents have narrower ones, from
+/// the config.
+const LIMITS: &str = "-c statement_timeout=60s -c lock_timeout=10s \
+     -c idle_in_transaction_session_timeout=60s";
+
 /// Connects and logs in, in at most 20 seconds. The session has UTC, ISO dates, Postgres'
-/// intervals, shortest floats and hex bytea; `search_path` and time limits stay the role's.
+/// intervals, shortest floats and hex bytea, and time limits; `search_path` stays the role's.
 pub async fn connect(url: &PostgresUrl, application_name: &str) -> Result<Client, ConnectError> {
     let transport = transport::open(url).await?;
     let mut config = tokio_postgres::Config::new();
@@ -50,7 +57,7 @@ pub async fn connect(url: &PostgresUrl, application_name: &str) -> Result<Client
         .user(&url.user)
         .dbname(&url.database)
         .application_name(application_name)
-        .options(PINNED_OPTIONS)
+        .options(format!("{PINNED_OPTIONS} {LIMITS}"))
         // The transport has done TLS already. This makes tokio-postgres hand it to `Opened`
         // without asking the server, and so learn of the channel binding.
         .ssl_mode(SslMode::Require)
