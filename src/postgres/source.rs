@@ -58,7 +58,7 @@ pub enum SourceError {
     #[error("Postgres has not said anything for {} s, though it was asked", SILENCE_MAX.as_secs())]
     Silent,
     #[error("a message of the replication protocol can't be decoded")]
-    Walsender(#[from] walsender::DecodeError),
+    Walsender(#[source] DecodeError),
     #[error("the change at {at} can't be decoded")]
     Decode {
         at: Lsn,
@@ -206,7 +206,7 @@ impl Reader {
         // The list keeps its memory, also because most batches are as long as the last.
         let mut raw = std::mem::take(&mut self.raw);
         for bytes in raw.drain(..) {
-            match walsender::decode_walsender(bytes)? {
+            match walsender::decode_walsender(bytes).map_err(SourceError::Walsender)? {
                 WalMessage::XLogData { start, end, body, .. } => {
                     self.received = self.received.max(start);
                     self.server_end = self.server_end.max(end);

@@ -6,9 +6,10 @@
 //!
 //! <https://www.postgresql.org/docs/current/protocol-replication.html>
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::lsn::Lsn;
+use crate::postgres::decode::{DecodeError, Reader};
 
 /// What the walsender says. Times are microseconds since 2000-01-01 UTC, by the server's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,44 +33,30 @@ pub enum WalMessage {
     },
 }
 
-/// The bytes are not a message of the replication protocol.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    #[error("the message ends before its last field")]
-    Truncated,
-    #[error("the message goes on after its last field")]
-    TrailingBytes,
-    #[error("unknown message type {0:#04x}")]
-    UnknownType(u8),
-    #[error("{0:#04x} is neither yes (1) nor no (0)")]
-    InvalidFlag(u8),
-}
-
 /// XLogData (`w`) or primary keepalive (`k`).
-pub fn decode_walsender(mut bytes: Bytes) -> Result<WalMessage, DecodeError> {
-    let truncated = |_| DecodeError::Truncated;
-    let kind = bytes.try_get_u8().map_err(truncated)?;
-    match kind {
+pub fn decode_walsender(bytes: Bytes) -> Result<WalMessage, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    match reader.u8("a message of the walsender")? {
         b'w' => Ok(WalMessage::XLogData {
-            start: Lsn(bytes.try_get_u64().map_err(truncated)?),
-            end: Lsn(bytes.try_get_u64().map_err(truncated)?),
-            sent_us: bytes.try_get_i64().map_err(truncated)?,
-            body: bytes,
+            start: reader.lsn("XLogData's start")?,
+            end: reader.lsn("XLogData's end")?,
+            sent_us: reader.i64("XLogData's time")?,
+            body: reader.rest(),
         }),
         b'k' => {
-            let wal_end = Lsn(bytes.try_get_u64().map_err(truncated)?);
-            let sent_us = bytes.try_get_i64().map_err(truncated)?;
-            let reply_requested = match bytes.try_get_u8().map_err(truncated)? {
+            let wal_end = reader.lsn("a keepalive's end of WAL")?;
+            let sent_us = reader.i64("a keepalive's time")?;
+            let reply_requested = match reader.u8("a keepalive's flag")? {
                 0 => false,
                 1 => true,
-                other => return Err(DecodeError::InvalidFlag(other)),
+                letter => {
+                    return Err(DecodeError::UnknownType { what: "keepalive's flag", letter });
+                }
             };
-            if bytes.has_remaining() {
-                return Err(DecodeError::TrailingBytes);
-            }
+            reader.finish("a keepalive")?;
             Ok(WalMessage::Keepalive { wal_end, sent_us, reply_requested })
         }
-        other => Err(DecodeError::UnknownType(other)),
+        letter => Err(DecodeError::UnknownType { what: "message of the walsender", letter }),
     }
 }
 
@@ -159,13 +146,14 @@ mod tests {
         let flag = [&b"k"[..], &[0; 16], &[2]].concat();
         let long = [&b"k"[..], &[0; 18]].concat();
         let cases = [
-            (vec![], DecodeError::Truncated),
-            (vec![b'x', 0], DecodeError::UnknownType(b'x')),
-            (flag, DecodeError::InvalidFlag(2)),
-            (long, DecodeError::TrailingBytes),
+            (vec![], "the message ends within a message of the walsender: 1 bytes needed, 0 left"),
+            (vec![b'x', 0], "unknown message of the walsender 'x'"),
+            (flag, "unknown keepalive's flag '\\u{2}'"),
+            (long, "1 bytes follow the end of a keepalive"),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(decode_walsender(bytes.into()), Err(expected));
+            let error = decode_walsender(bytes.into()).expect_err("it is no message");
+            assert_eq!(error.to_string(), expected);
         }
     }
 
@@ -182,7 +170,8 @@ mod tests {
             let head = if bytes[0] == b'w' { 25 } else { bytes.len() };
             for length in 0..head {
                 let cut = Bytes::copy_from_slice(&bytes[..length]);
-                prop_assert_eq!(decode_walsender(cut), Err(DecodeError::Truncated));
+                let refused = decode_walsender(cut);
+                prop_assert!(matches!(refused, Err(DecodeError::Truncated { .. })), "{refused:?}");
             }
         }
 
