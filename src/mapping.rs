@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod file;
 pub mod impact;
+pub mod key_sql;
 pub mod plan;
 pub mod resolve;
 pub mod watch;

@@ -133,6 +133,17 @@ metrics! {
     sweep_documents_total: IntCounterVec ["collection"],
     /// Documents that a sweep found wrong and repaired, by collection.
     sweep_repairs_total: IntCounterVec ["collection"],
+    /// Documents that no change on its way explained, found by an audit and repaired, by collection.
+    audit_drift_total: IntCounterVec ["collection"],
+    /// Documents whose SQL gives other text for the same rows, seen by audits, by collection.
+    audit_undetermined_total: IntCounterVec ["collection"],
+    /// Documents that the running sweep has done; 0 while none runs, by collection.
+    sweep_done_documents: IntGaugeVec ["collection"],
+    /// Documents that the running sweep will have done at its end, by Postgres' estimate, by
+    /// collection.
+    sweep_expected_documents: IntGaugeVec ["collection"],
+    /// Time until the running sweep's end at its present rate, by collection.
+    sweep_left_seconds: IntGaugeVec ["collection"],
     /// Loads of the mapping files, by result.
     mapping_reloads_total: IntCounterVec ["result"],
     /// 1 for a collection whose documents follow every change; 0 while it is built for the first

@@ -27,7 +27,7 @@ pub mod stage;
 pub mod sweep;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -39,7 +39,7 @@ use crate::document::pending::BuildId;
 use crate::document::read::{ReadError, ReadLimits};
 use crate::elasticsearch::client::{Distribution, ElasticError, Elasticsearch};
 use crate::health::Health;
-use crate::kafka::consumer::LogError;
+use crate::kafka::consumer::{Log, LogError};
 use crate::kafka::progress_record::ProgressReadError;
 use crate::kafka::side::SideError;
 use crate::kafka::side::SideProducer;
@@ -51,6 +51,7 @@ use crate::postgres::client::ConnectError;
 use crate::translate::claims::Claims;
 use crate::translate::epoch::Identity;
 use crate::translate::readers::Readers;
+use crate::translate::sweep::pace::LoadMeter;
 
 /// What the supervisor hands to the role.
 #[derive(Clone)]
@@ -86,6 +87,13 @@ pub struct Tools {
     pub claims: Claims,
     /// Which database we read; a read from another one ends the session.
     pub identity: Identity,
+    pub config: Config,
+    /// For its positions; it is the stage's, who closes it.
+    pub log: Weak<Log>,
+    /// What sweeps pace themselves by.
+    pub load: LoadMeter,
+    /// Keys that one round of refreshes takes: more that wait are a queue.
+    pub refresh_round_keys: usize,
 }
 
 /// Why a session of the role ended.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use onelog::document::queries::{
-    Page, Param, Query, Range, boundary, boundary_query, existing_queries, lookup_query,
+    Page, Param, Query, Range, bounds, bounds_query, existing_queries, lookup_query,
     null_key_queries, refresh_queries, slice_queries,
 };
 use onelog::document::read::{Flusher, Read, ReadError, ReadLimits, Reader};
@@ -354,25 +354,33 @@ async fn a_refresh_builds_documents() {
     assert_eq!(bodies, [Some(two.as_str()), Some(three), None]);
 }
 
-/// Walks the collection in slices, and says which keys each slice had.
+/// Walks the collection in slices, two of them planned at once, and says which keys each had.
 async fn sweep(url: &PostgresUrl, plan: &CollectionPlan, keys_max: i64) -> Vec<Vec<String>> {
     let mut reader = reader(url).await;
     let mut low: Option<DocumentKey> = None;
     let mut slices = Vec::new();
     loop {
-        let first = [boundary_query(plan, low.as_ref(), keys_max)];
-        let then = |rows: &[onelog::document::queries::Rows]| {
-            slice_queries(plan, &Range { low: low.clone(), high: boundary(&rows[0]) })
-        };
-        let read = reader.read_with(&[table("item")], &first, then).await.unwrap();
-        let mut keys: Vec<String> =
-            read.rows[1..].iter().flatten().filter_map(|row| row[0].clone()).collect();
-        keys.sort();
-        keys.dedup();
-        slices.push(keys);
-        match boundary(&read.rows[0]) {
-            Some(high) => low = Some(high),
-            None => return slices,
+        let rest = Range { low: low.clone(), high: None };
+        let cut = bounds_query(plan, &rest, keys_max, 2);
+        let cut = reader.read(&[table("item")], &[cut]).await.unwrap();
+        let mut highs: Vec<Option<DocumentKey>> =
+            bounds(&cut.rows[0]).into_iter().map(Some).collect();
+        let last = highs.len() < 2;
+        if last {
+            highs.push(None);
+        }
+        for high in highs {
+            let range = Range { low: low.clone(), high: high.clone() };
+            let read = reader.read(&[table("item")], &slice_queries(plan, &range)).await.unwrap();
+            let mut keys: Vec<String> =
+                read.rows.iter().flatten().filter_map(|row| row[0].clone()).collect();
+            keys.sort();
+            keys.dedup();
+            slices.push(keys);
+            low = high;
+        }
+        if last {
+            return slices;
         }
     }
 }

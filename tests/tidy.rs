@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "mapping/plan.rs",
     "mapping/file.rs",
     "mapping/impact.rs",
+    "mapping/key_sql.rs",
     "mapping/impact/",
     "mistake.rs",
     "progress.rs",
@@ -45,6 +46,8 @@ const PURE: &[&str] = &[
     "translate/tickets.rs",
     "translate/lookups.rs",
     "translate/route.rs",
+    "translate/sweep/frontier.rs",
+    "translate/sweep/pace.rs",
 ];
 
 const IMPURE_WORDS: &[&str] = &[

@@ -8,6 +8,7 @@
 //! Never decides which keys or tables; every key that leaves here is NOT NULL.
 
 use crate::document::DocumentKey;
+use crate::mapping::key_sql::without_order;
 use crate::mapping::plan::{CollectionPlan, EntryPlan, Lookup, quote_identifier};
 
 /// A value for `$n`. Owned, so that a query can be sent to another task.
@@ -56,63 +57,98 @@ pub fn refresh_queries(plan: &CollectionPlan, keys: &[DocumentKey]) -> Vec<Query
     plan.entries.iter().map(query).collect()
 }
 
-/// Where the slice above `low` ends: a row with the key's text if some entry has `keys_max` keys
-/// or more there, the smallest such end over all entries. No row: this is the last slice.
+/// Where to cut a range into slices: up to `count` keys, ascending, with `every` keys of the range
+/// from one to the next. Fewer than `count`: the range ends within the slice after the last one.
 ///
-/// Each slice so has at most `keys_max` keys of any one entry.
-pub fn boundary_query(plan: &CollectionPlan, low: Option<&DocumentKey>, keys_max: i64) -> Query {
-    let key_type = key_type(plan);
+/// To be cut well, not exactly: slices that follow from it cover every key of the range once,
+/// whatever else was written meanwhile.
+pub fn bounds_query(plan: &CollectionPlan, range: &Range, every: i64, count: i64) -> Query {
+    let mut params = vec![Param::Int8(every.saturating_mul(count)), Param::Int8(every)];
+    let condition = range_condition(plan, range, &mut params);
     let collate = collate(&plan.key_type);
-    let ends: Vec<String> = plan
+    let keys: Vec<String> = plan
         .entries
         .iter()
         .map(|entry| {
             let row = row_alias(entry);
             let key = format!("{row}.{}", quote_identifier(&entry.entry.key));
-            let above = match low {
-                Some(_) => format!("{key}{collate} > $2::text::{key_type}"),
-                None => format!("{key} IS NOT NULL"),
-            };
             format!(
-                "(SELECT DISTINCT {key}{collate} AS k FROM ({}) {row} WHERE {above} \
-                 ORDER BY 1 OFFSET $1::bigint - 1 LIMIT 1)",
-                entry.canonical_sql
+                "(SELECT DISTINCT {key}{collate} AS k FROM ({}) {row} WHERE {} \
+                 ORDER BY 1 LIMIT $1::bigint)",
+                without_order(&entry.canonical_sql),
+                condition(&key)
             )
         })
         .collect();
-    let sql =
-        format!("SELECT b.k::text FROM ({}) b ORDER BY b.k LIMIT 1", ends.join(" UNION ALL "));
-    let mut params = vec![Param::Int8(keys_max)];
-    params.extend(low.map(|it| Param::Text(Some(it.0.clone()))));
+    let sql = format!(
+        "SELECT n.k::text FROM (SELECT d.k, row_number() OVER (ORDER BY d.k) AS nth FROM \
+         (SELECT DISTINCT u.k FROM ({}) u ORDER BY 1 LIMIT $1::bigint) d) n \
+         WHERE n.nth % $2::bigint = 0 ORDER BY n.nth",
+        keys.join(" UNION ALL ")
+    );
     Query { sql, params }
 }
 
-/// The key that [`boundary_query`] answered.
-pub fn boundary(rows: &Rows) -> Option<DocumentKey> {
-    rows.first()?.first()?.clone().map(DocumentKey)
+/// The keys that [`bounds_query`] answered.
+pub fn bounds(rows: &Rows) -> Vec<DocumentKey> {
+    rows.iter().filter_map(|it| it.first()?.clone()).map(DocumentKey).collect()
+}
+
+/// How many keys there are, as an estimate of the planner's: EXPLAIN for the entry that makes
+/// documents exist. None: no entry does.
+pub fn estimate_queries(plan: &CollectionPlan) -> Vec<Query> {
+    let entries = plan.entries.iter().filter(|it| !it.entry.optional);
+    let query = |entry: &EntryPlan| {
+        let key = quote_identifier(&entry.entry.key);
+        let row = row_alias(entry);
+        let inner = without_order(&entry.canonical_sql);
+        let sql = format!("EXPLAIN SELECT {row}.{key} FROM ({inner}) {row} GROUP BY {row}.{key}");
+        Query { sql, params: Vec::new() }
+    };
+    entries.map(query).collect()
+}
+
+/// The rows that the first line of an EXPLAIN expects: `… (cost=0.29..8.31 rows=60 width=8)`.
+pub fn estimated_rows(rows: &Rows) -> Option<u64> {
+    let line = rows.first()?.first()?.as_ref()?;
+    line.split_once(" rows=")?.1.split(' ').next()?.parse().ok()
 }
 
 /// All rows whose key lies in the range, one query for each entry in order. Columns: key, row as
-/// JSON. To be read in the same snapshot as the boundary.
+/// JSON.
 pub fn slice_queries(plan: &CollectionPlan, range: &Range) -> Vec<Query> {
+    let mut params = Vec::new();
+    let condition = range_condition(plan, range, &mut params);
+    let query =
+        |entry: &EntryPlan| Query { sql: rows_where(entry, &condition), params: params.clone() };
+    plan.entries.iter().map(query).collect()
+}
+
+/// The condition that a key lies in the range, its values being appended to `params`.
+fn range_condition<'a>(
+    plan: &'a CollectionPlan,
+    range: &Range,
+    params: &mut Vec<Param>,
+) -> impl Fn(&str) -> String + use<'a> {
     let key_type = key_type(plan);
     let collate = collate(&plan.key_type);
-    let bounds = [(">", &range.low), ("<=", &range.high)];
-    let given: Vec<_> = bounds.iter().filter_map(|(sign, it)| Some((sign, it.as_ref()?))).collect();
-    let params: Vec<Param> = given.iter().map(|(_, it)| Param::Text(Some(it.0.clone()))).collect();
-    let condition = |key: &str| {
-        let conditions: Vec<String> = (1..)
-            .zip(&given)
-            .map(|(nth, (sign, _))| format!("{key}{collate} {sign} ${nth}::text::{key_type}"))
+    let mut given = Vec::new();
+    for (sign, bound) in [(">", &range.low), ("<=", &range.high)] {
+        if let Some(bound) = bound {
+            params.push(Param::Text(Some(bound.0.clone())));
+            given.push((sign, params.len()));
+        }
+    }
+    move |key: &str| {
+        let conditions: Vec<String> = given
+            .iter()
+            .map(|(sign, nth)| format!("{key}{collate} {sign} ${nth}::text::{key_type}"))
             .collect();
         match conditions.is_empty() {
             true => format!("{key} IS NOT NULL"),
             false => conditions.join(" AND "),
         }
-    };
-    let query =
-        |entry: &EntryPlan| Query { sql: rows_where(entry, condition), params: params.clone() };
-    plan.entries.iter().map(query).collect()
+    }
 }
 
 /// Which of the keys have a document, for the search of orphans: one query for each entry that
@@ -268,6 +304,13 @@ mod tests {
             assert!(query.sql.ends_with(&format!("WHERE {expected}")), "{}", query.sql);
             assert_eq!(query.params.len(), [low, high].iter().flatten().count());
         }
+    }
+
+    #[test]
+    fn an_estimate_is_read_from_the_first_line() {
+        let line = "HashAggregate  (cost=1.00..2.00 rows=60000 width=8)";
+        assert_eq!(estimated_rows(&vec![vec![Some(line.to_owned())]]), Some(60_000));
+        assert_eq!(estimated_rows(&Vec::new()), None);
     }
 
     #[test]

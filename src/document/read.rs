@@ -17,6 +17,7 @@
 
 mod error;
 pub mod flush;
+mod lookout;
 mod pipeline;
 mod session;
 
@@ -29,6 +30,7 @@ use tokio_postgres::Statement;
 pub use self::error::ReadError;
 use self::error::{At, classify};
 pub use self::flush::Flusher;
+pub use self::lookout::Lookout;
 use self::pipeline::{Call, Statements, run};
 pub use self::session::ReadLimits;
 use self::session::Server;
@@ -116,6 +118,7 @@ struct Frame {
 /// Reads documents' rows. Owns its connection alone.
 pub struct Reader {
     client: Client,
+    pid: i32,
     server: Server,
     frame: Frame,
     statements: Statements,
@@ -148,6 +151,8 @@ impl Reader {
     ) -> Result<Self, ReadError> {
         let (client, server) = session::connect_reader(url, &limits).await?;
         let preparing = |it| classify(it, At::Frame("preparing to read"));
+        let row = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(preparing)?;
+        let pid = row.try_get(0).map_err(preparing)?;
         let frame = Frame {
             before: client.prepare(BEFORE).await.map_err(preparing)?,
             begin: client.prepare(BEGIN).await.map_err(preparing)?,
@@ -157,12 +162,17 @@ impl Reader {
             flushed: client.prepare(FLUSHED).await.map_err(preparing)?,
         };
         let statements = Statements::new(limits.statements_cached);
-        Ok(Self { client, server, frame, statements, limits, flusher, busy: false })
+        Ok(Self { client, pid, server, frame, statements, limits, flusher, busy: false })
     }
 
     /// False: connect anew.
     pub fn is_usable(&self) -> bool {
         !self.busy && !self.client.is_closed()
+    }
+
+    /// The server's process that reads for us.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     pub fn timeline(&self) -> u32 {

@@ -4,6 +4,7 @@
 //! that Postgres wrote. Works with Elasticsearch 8 and 9 and OpenSearch 2 and 3. No retries here.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use elasticsearch::auth;
@@ -12,6 +13,7 @@ use elasticsearch::http::headers::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use elasticsearch::http::transport::{SingleNodeConnectionPool, Transport, TransportBuilder};
 use elasticsearch::http::{Method, Url};
 use serde::Deserialize;
+use tokio::sync::Mutex;
 
 use crate::config::{Credentials, ElasticsearchConfig};
 
@@ -88,6 +90,8 @@ pub struct Info {
 #[derive(Debug, Clone)]
 pub struct Elasticsearch {
     transport: Transport,
+    /// Held while a note in an index is read and written back.
+    pub(super) notes: Arc<Mutex<()>>,
 }
 
 impl Elasticsearch {
@@ -121,7 +125,7 @@ impl Elasticsearch {
             builder = builder.cert_validation(CertificateValidation::Full(authorities));
         }
         let transport = builder.build().map_err(|error| setup(error.to_string()))?;
-        Ok(Self { transport })
+        Ok(Self { transport, notes: Arc::default() })
     }
 
     /// What the server is; an error if we do not know how to speak with it.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::config::ElasticsearchConfig;
 use crate::elasticsearch::client::{ElasticError, Elasticsearch, Request};
-use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, alias_name};
+use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
 
 /// What a collection's alias leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,18 +97,73 @@ impl Elasticsearch {
     }
 
     /// Notes whether every document of an index has been written, so that nothing is owed to it.
+    /// With `false` a sweep of the whole is owed: what an unfinished one has noted is void.
     ///
     /// # Errors
     /// As any request; [`ElasticError::NotFound`] when the index is gone or not ours.
     pub async fn mark_built(&self, index: &str, built: bool) -> Result<(), ElasticError> {
+        self.alter_note(index, |meta| {
+            meta.built = built;
+            meta.era += u64::from(!built);
+            meta.swept = None;
+            true
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Notes how far the sweep of era `swept.era` has come. False: that sweep is void meanwhile,
+    /// and nothing was noted.
+    ///
+    /// # Errors
+    /// As [`Elasticsearch::mark_built`].
+    pub async fn note_swept(&self, index: &str, swept: &SweptTo) -> Result<bool, ElasticError> {
+        self.alter_note(index, |meta| {
+            let counts = meta.era == swept.era && !meta.built;
+            if counts {
+                meta.swept = Some(swept.clone());
+            }
+            counts
+        })
+        .await
+    }
+
+    /// Marks an index as built by the sweep of this era. False: another one is owed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Elasticsearch::mark_built`].
+    pub async fn finish_sweep(&self, index: &str, era: u64) -> Result<bool, ElasticError> {
+        self.alter_note(index, |meta| {
+            let counts = meta.era == era;
+            if counts {
+                meta.built = true;
+                meta.swept = None;
+            }
+            counts
+        })
+        .await
+    }
+
+    /// Reads our note, and writes it back if `alter` says that it did. One at a time in a process,
+    /// as Elasticsearch has no conditional write for it.
+    async fn alter_note(
+        &self,
+        index: &str,
+        alter: impl FnOnce(&mut IndexMeta) -> bool,
+    ) -> Result<bool, ElasticError> {
         let doing = "marking an index as built";
-        let Some(meta) = self.meta(index).await? else {
+        let _alone = self.notes.lock().await;
+        let Some(mut meta) = self.meta(index).await? else {
             let reason = format!("{index} is gone or not ours");
             return Err(ElasticError::NotFound { doing, reason });
         };
-        let body = json!({ "_meta": IndexMeta { built, ..meta }.to_json() });
+        if !alter(&mut meta) {
+            return Ok(false);
+        }
+        let body = json!({ "_meta": meta.to_json() });
         let request = Request::new(doing, Method::Put, format!("/{index}/_mapping"));
-        self.send(request.body(&body)).await.map(drop)
+        self.send(request.body(&body)).await?;
+        Ok(true)
     }
 
     /// Our note in an index; None: it is gone, or not ours.

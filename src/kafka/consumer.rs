@@ -249,6 +249,39 @@ impl Log {
         result.map_err(while_doing("committing first offsets"))
     }
 
+    /// The ends of the topics' partitions, as of now.
+    pub async fn ends(&self, topics: Vec<String>) -> Result<Vec<(Partition, i64)>, LogError> {
+        let consumer = Arc::clone(self.shared());
+        blocking(move || {
+            let mut ends = Vec::new();
+            for topic in topics {
+                for number in partition_numbers(&consumer, &topic)? {
+                    let ends_of = consumer.fetch_watermarks(&topic, number, ANSWER_MAX);
+                    let (_, high) = ends_of.map_err(while_doing("reading a partition's ends"))?;
+                    ends.push((Partition { topic: topic.clone(), number }, high));
+                }
+            }
+            Ok(ends)
+        })
+        .await
+    }
+
+    /// Whether the group, whoever of its members it was, has committed up to these positions.
+    pub async fn is_committed(&self, ends: Vec<(Partition, i64)>) -> Result<bool, LogError> {
+        let consumer = Arc::clone(self.shared());
+        blocking(move || {
+            let committed = consumer
+                .committed_offsets(position_list(&ends)?, ANSWER_MAX)
+                .map_err(while_doing("reading committed offsets"))?;
+            let reached = |(partition, end): &(Partition, i64)| {
+                let at = offset_of(&committed, &partition.topic, partition.number);
+                at.is_some_and(|it| it >= *end)
+            };
+            Ok(ends.iter().all(reached))
+        })
+        .await
+    }
+
     /// Which of `topics` have a partition whose position is missing, out of range, or older than
     /// `age_max`, with the positions from which reading may start instead (their ends).
     ///
@@ -260,16 +293,14 @@ impl Log {
         age_max: Duration,
     ) -> Result<Vec<(Partition, i64)>, LogError> {
         let consumer = Arc::clone(self.shared());
-        let found = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let mut lost = Vec::new();
             for topic in topics {
                 lost.extend(lost_of_topic(&consumer, &topic, age_max)?);
             }
             Ok(lost)
-        });
-        found.await.unwrap_or_else(|_panicked| {
-            Err(LogError { doing: "reading positions", source: KafkaError::Canceled })
         })
+        .await
     }
 }
 
@@ -291,6 +322,26 @@ fn drop_aside(consumer: Arc<StreamConsumer<LogContext>>, then: impl FnOnce() + S
     });
 }
 
+/// Runs what waits for the broker on a thread where waiting harms nobody.
+async fn blocking<T: Send + 'static>(
+    asking: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    tokio::task::spawn_blocking(asking).await.unwrap_or_else(|_panicked| {
+        Err(LogError { doing: "reading positions", source: KafkaError::Canceled })
+    })
+}
+
+fn partition_numbers(
+    consumer: &StreamConsumer<LogContext>,
+    topic: &str,
+) -> Result<Vec<i32>, LogError> {
+    let metadata = consumer
+        .fetch_metadata(Some(topic), ANSWER_MAX)
+        .map_err(while_doing("reading a topic's partitions"))?;
+    let topics = metadata.topics().iter();
+    Ok(topics.flat_map(|it| it.partitions().iter().map(|partition| partition.id())).collect())
+}
+
 fn position_list(positions: &[(Partition, i64)]) -> Result<TopicPartitionList, LogError> {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     for (partition, offset) in positions {
@@ -305,14 +356,7 @@ fn lost_of_topic(
     topic: &str,
     age_max: Duration,
 ) -> Result<Vec<(Partition, i64)>, LogError> {
-    let metadata = consumer
-        .fetch_metadata(Some(topic), ANSWER_MAX)
-        .map_err(while_doing("reading a topic's partitions"))?;
-    let numbers: Vec<i32> = metadata
-        .topics()
-        .iter()
-        .flat_map(|it| it.partitions().iter().map(|partition| partition.id()))
-        .collect();
+    let numbers = partition_numbers(consumer, topic)?;
     let mut wanted = TopicPartitionList::new();
     let mut aged = TopicPartitionList::new();
     let oldest_ms = oldest_trusted_ms(age_max);

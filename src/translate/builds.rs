@@ -6,7 +6,7 @@
 //! taken away *before* reading starts at a new position, and given only after the sweep.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,10 @@ use crate::document::pending::BuildId;
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
 use crate::translate::load::{Loaded, Prepared, Request, published};
-use crate::translate::sweep::Order;
+use crate::translate::sweep::{Order, Purpose, Reached};
 use crate::translate::{Build, TranslateError};
 
-/// Sweeps at once: each keeps a connection busy, and refreshes need the others.
+/// Sweeps at once: together they have half of the connections.
 const SWEEPS_MAX: usize = 2;
 /// Before a load of the mappings that met an outage is tried again.
 const LOAD_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -44,6 +44,14 @@ struct Served {
     /// When the next poll or audit is due.
     timed: Option<Instant>,
     interval: Option<Duration>,
+    /// Some changes reach its documents by sweeps only.
+    polls: bool,
+    /// The index is whole, so that a sweep is a poll or an audit.
+    built: bool,
+    /// The sweep that is owed is a mere audit: nothing has said that the documents differ.
+    audit: bool,
+    /// How far the sweep that is owed or runs has come.
+    reached: Reached,
 }
 
 /// All builds of a session.
@@ -61,6 +69,8 @@ pub struct Builds {
     /// Collections whose SQL stopped working; looked at again and again.
     suspended: BTreeSet<String>,
     loaded_once: bool,
+    /// Collections whose pending sweeps were last counted.
+    counted: BTreeMap<String, usize>,
 }
 
 /// What the stage must do about a load.
@@ -95,6 +105,7 @@ impl Builds {
             load_at: None,
             suspended: BTreeSet::new(),
             loaded_once: false,
+            counted: BTreeMap::new(),
         }
     }
 
@@ -175,6 +186,7 @@ impl Builds {
             self.served.values().map(|it| (it.build.plan.name.clone(), live(it))).collect();
         for served in self.served.values_mut() {
             if loaded.owed.contains(served.build.index.as_ref()) {
+                served.built = false;
                 served.owe(None);
             }
         }
@@ -217,9 +229,14 @@ impl Builds {
             sweep: Sweep::Idle,
             timed: prepared.interval.map(|it| Instant::now() + it),
             interval: prepared.interval,
+            polls: prepared.polls,
+            built: prepared.built,
+            audit: false,
+            reached: Arc::new(Mutex::new(prepared.swept)),
         };
         if !prepared.built || !prepared.serving {
-            served.owe(None);
+            // Not by `owe`, which would forget how far it was.
+            served.sweep = Sweep::Owed { from: Instant::now(), tickets: Vec::new() };
         }
         for reason in build.plan.poll_reasons() {
             tracing::warn!(collection = build.plan.name, reason, "swept on a timer");
@@ -287,6 +304,7 @@ impl Builds {
         for served in self.served.values_mut() {
             if matches!(served.sweep, Sweep::Idle) && served.timed.is_some_and(|it| it <= now) {
                 served.owe(None);
+                served.audit = !served.polls;
             }
             if free == 0 || !matches!(&served.sweep, Sweep::Owed { from, .. } if *from <= now) {
                 continue;
@@ -294,7 +312,7 @@ impl Builds {
             if let Sweep::Owed { tickets, .. } = std::mem::replace(&mut served.sweep, Sweep::Idle) {
                 free -= 1;
                 served.sweep = Sweep::Running { tickets, again: None };
-                due.push((Arc::clone(&served.build), Order { publish: !served.serving }));
+                due.push((Arc::clone(&served.build), served.order()));
             }
         }
         due
@@ -304,6 +322,8 @@ impl Builds {
     pub fn sweep_finished(&mut self, id: BuildId) -> Finished {
         let Some(served) = self.served.get_mut(&id) else { return Finished::default() };
         served.serving = true;
+        served.built = true;
+        served.reached = Reached::default();
         served.timed = served.interval.map(|it| Instant::now() + it);
         let mut finished = Finished::default();
         if let Sweep::Running { tickets, again } = std::mem::replace(&mut served.sweep, Sweep::Idle)
@@ -325,20 +345,54 @@ impl Builds {
         if let Sweep::Running { mut tickets, again } =
             std::mem::replace(&mut served.sweep, Sweep::Idle)
         {
+            if again.is_some() {
+                served.reached = Reached::default();
+            }
             tickets.extend(again.into_iter().flatten());
             served.sweep = Sweep::Owed { from, tickets };
         }
     }
+
+    /// Sweeps that are running or owed, by collection; once more with none for each collection
+    /// that has gone.
+    pub fn sweeps_pending(&mut self) -> BTreeMap<String, usize> {
+        let mut pending = std::mem::take(&mut self.counted);
+        pending.values_mut().for_each(|it| *it = 0);
+        for served in self.served.values() {
+            let count = match &served.sweep {
+                Sweep::Idle => 0,
+                Sweep::Owed { .. } | Sweep::Running { again: None, .. } => 1,
+                Sweep::Running { again: Some(_), .. } => 2,
+            };
+            *pending.entry(served.build.plan.name.clone()).or_default() += count;
+            self.counted.insert(served.build.plan.name.clone(), 0);
+        }
+        pending
+    }
 }
 
 impl Served {
+    fn order(&self) -> Order {
+        let purpose = match (self.built && self.serving, self.audit) {
+            (false, _) => Purpose::Build,
+            (true, false) => Purpose::Poll,
+            (true, true) => Purpose::Audit,
+        };
+        Order { publish: !self.serving, purpose, reached: Arc::clone(&self.reached) }
+    }
+
     fn owe(&mut self, ticket: Option<u64>) {
+        self.audit = false;
         match &mut self.sweep {
             Sweep::Idle => {
                 let tickets = ticket.into_iter().collect();
                 self.sweep = Sweep::Owed { from: Instant::now(), tickets };
             }
-            Sweep::Owed { tickets, .. } => tickets.extend(ticket),
+            Sweep::Owed { tickets, .. } => {
+                // Nor does a part count that was swept before this was owed.
+                self.reached = Reached::default();
+                tickets.extend(ticket);
+            }
             // What is owed now may lie in a slice that the running sweep has behind it.
             Sweep::Running { again, .. } => again.get_or_insert_default().extend(ticket),
         }

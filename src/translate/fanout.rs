@@ -353,7 +353,15 @@ impl Stage {
         self.refreshing += 1;
         self.paces.started(lane);
         let tools = Arc::clone(&self.tools);
-        self.tasks.spawn(async move { Done::Refresh(refresh(tools, build, batch, how).await) });
+        self.tasks.spawn(async move {
+            let started = Instant::now();
+            let refreshed = refresh(Arc::clone(&tools), build, batch, how).await;
+            let now = Instant::now();
+            if lane == Lane::Fresh {
+                tools.load.refreshed(now, now - started);
+            }
+            Done::Refresh(refreshed)
+        });
     }
 
     /// What follows from a batch that was read and written, or not.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::causes::with_causes;
 use crate::elasticsearch::index::AliasState;
-use crate::elasticsearch::index::definition::{IndexDefinition, alias_name};
+use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
 use crate::kafka::consumer::Log;
 use crate::mapping::catalog;
 use crate::mapping::plan::{CollectionPlan, TableName};
@@ -46,7 +46,11 @@ pub(super) struct Prepared {
     pub(super) alias: String,
     pub(super) serving: bool,
     pub(super) built: bool,
+    /// How far an unfinished sweep had come.
+    pub(super) swept: Option<SweptTo>,
     pub(super) interval: Option<Duration>,
+    /// Some changes reach its documents by sweeps only.
+    pub(super) polls: bool,
     pub(super) active: bool,
 }
 
@@ -90,7 +94,7 @@ async fn unmark_the_others(
     let filled: BTreeSet<&str> = prepared.iter().map(|it| it.index.as_str()).collect();
     for (index, meta) in tools.elastic.all_indices(&context.config.elasticsearch).await? {
         let serves_on = frozen.contains(&meta.collection) && request.active.contains_key(&index);
-        if meta.built && !filled.contains(index.as_str()) && !serves_on {
+        if meta.is_relied_on() && !filled.contains(index.as_str()) && !serves_on {
             tools.elastic.mark_built(&index, false).await?;
         }
     }
@@ -169,19 +173,24 @@ async fn prepare(
     let wanted = [polls.then_some(poll), Some(audit)];
     let interval = wanted.into_iter().flatten().filter(|it| !it.is_zero()).min();
     tools.elastic.create(&definition).await?;
-    let mut built = tools.elastic.meta(&index).await?.is_some_and(|it| it.built);
+    let mut note = tools.elastic.meta(&index).await?;
     // One that comes back after the first load was not live until now, so that what others read
     // from the log meanwhile (its file was broken, or away) is missing.
-    if built && !active && (request.sweep_all || !request.first) {
+    if note.as_ref().is_some_and(IndexMeta::is_relied_on)
+        && !active
+        && (request.sweep_all || !request.first)
+    {
         tools.elastic.mark_built(&index, false).await?;
-        built = false;
+        note = None;
     }
+    let built = note.as_ref().is_some_and(|it| it.built);
+    let swept = note.and_then(|it| it.swept);
     let serving = match tools.elastic.alias_state(&alias).await? {
         AliasState::On(indices) => indices.contains(&index),
         AliasState::Missing => false,
         AliasState::IsAnIndex => return Err(TranslateError::AliasTaken { alias }),
     };
-    Ok(Prepared { plan, index, alias, serving, built, interval, active })
+    Ok(Prepared { plan, index, alias, serving, built, swept, interval, polls, active })
 }
 
 /// Sees to it that reading can start: where a position is lost, first the marks of all indices
@@ -206,9 +215,10 @@ async fn settle_positions(
         lost.iter().filter_map(|(partition, _)| topics.get(&partition.topic)).collect();
     let mut owed = BTreeSet::new();
     for it in prepared.iter_mut() {
-        if it.built && published(&it.plan).iter().any(|table| tables.contains(table)) {
+        let relied_on = it.built || it.swept.is_some();
+        if relied_on && published(&it.plan).iter().any(|table| tables.contains(table)) {
             tools.elastic.mark_built(&it.index, false).await?;
-            it.built = false;
+            (it.built, it.swept) = (false, None);
             owed.insert(it.index.clone());
         }
     }

@@ -2,13 +2,18 @@
 //! the ceiling on what the primary has to bear.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::document::queries::{Query, Rows};
-use crate::document::read::{Flusher, Read, ReadError, ReadLimits, Reader};
+use crate::document::queries::Query;
+use crate::document::read::{Flusher, Lookout, Read, ReadError, ReadLimits, Reader};
 use crate::mapping::plan::TableName;
 use crate::postgres::url::PostgresUrl;
+
+/// How often a read of a sweep that takes its time is looked at: a tenth of the second that an
+/// application behind an ALTER TABLE may bear.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A bounded pool. A connection that failed itself, or whose read was cancelled midway, is dropped
 /// and never used again.
@@ -16,6 +21,10 @@ pub struct Readers {
     url: PostgresUrl,
     limits: ReadLimits,
     permits: Semaphore,
+    /// Of these, what sweeps may have.
+    sweeping: Semaphore,
+    for_sweeps: usize,
+    lookout: Lookout,
     idle: Mutex<Vec<Reader>>,
     /// Where all wait for the WAL to be flushed, without a connection that reads.
     flusher: Arc<Flusher>,
@@ -27,7 +36,11 @@ impl Readers {
         assert!(0 < connections, "the config asks for at least one connection");
         let flusher = Arc::new(Flusher::new(&url));
         let permits = Semaphore::new(connections);
-        Self { url, limits, permits, idle: Mutex::default(), flusher }
+        let lookout = Lookout::new(&url);
+        let for_sweeps = (connections / 2).max(1);
+        let sweeping = Semaphore::new(for_sweeps);
+        let idle = Mutex::default();
+        Self { url, limits, permits, sweeping, for_sweeps, lookout, idle, flusher }
     }
 
     /// One read of rule 2.
@@ -40,19 +53,56 @@ impl Readers {
         read?.flushed(&self.flusher).await
     }
 
-    /// One read whose second half depends on its first, in the same snapshot.
-    pub async fn read_with(
+    /// A read of a sweep. It waits until fewer than half of the connections read for sweeps, so
+    /// that refreshes always find the others, and is given up if it turns out to be in somebody's
+    /// way.
+    pub async fn read_slice(
         &self,
         tables: &[TableName],
-        first: &[Query],
-        then: impl FnOnce(&[Rows]) -> Vec<Query> + Send,
+        queries: &[Query],
     ) -> Result<Read, ReadError> {
+        let _place = self.sweeping.acquire().await.expect("this semaphore is never closed");
         let permit = self.permit().await;
         let mut reader = self.take().await?;
-        let read = reader.read_with_ahead(tables, first, then).await;
+        let pid = reader.pid();
+        let read = tokio::select! {
+            biased;
+
+            // 1. The read; most end before anybody looks.
+            read = reader.read_ahead(tables, queries) => Some(read),
+            // 2. Somebody waits for us.
+            () = self.in_the_way(pid) => None,
+        };
+        let Some(read) = read else {
+            drop(reader);
+            self.lookout.end(pid).await;
+            return Err(ReadError::GaveWay);
+        };
         let read = self.give_back(reader, read);
         drop(permit);
         read?.flushed(&self.flusher).await
+    }
+
+    /// Has the server commit a transaction that does nothing, so that N grows by one.
+    pub async fn spend_transaction(&self) {
+        self.lookout.spend_transaction().await;
+    }
+
+    /// How many reads of sweeps there may be at once.
+    pub fn for_sweeps(&self) -> usize {
+        self.for_sweeps
+    }
+
+    async fn in_the_way(&self, pid: i32) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        // The first tick comes at once, and most reads are over by the second.
+        looks.tick().await;
+        loop {
+            looks.tick().await;
+            if self.lookout.is_in_the_way(pid).await {
+                return;
+            }
+        }
     }
 
     async fn permit(&self) -> tokio::sync::SemaphorePermit<'_> {

@@ -25,6 +25,7 @@ impl Stage {
             return Ok(());
         }
         let now = Instant::now();
+        self.tools.load.waits(self.pending.len() + self.lookups.len());
         if self.builds.load_due(now) {
             self.load_catalog();
         }
@@ -103,9 +104,11 @@ impl Stage {
             }
             Err(error) => {
                 let reason = crate::causes::with_causes(&error);
-                tracing::warn!(reason, "a sweep ended early; it starts anew shortly");
+                tracing::warn!(reason, "a sweep ended early; it goes on shortly");
                 self.builds.sweep_failed(build, Instant::now() + OUTAGE_MAX);
                 let trouble = match error {
+                    // What was swept before does not count, as its era says.
+                    SweepError::Void => return,
                     SweepError::Moved => Trouble::Moved,
                     SweepError::PlanOutdated => Trouble::PlanOutdated,
                     SweepError::IndexMissing => Trouble::IndexMissing(build),

@@ -26,6 +26,7 @@ use crate::translate::readers::Readers;
 use crate::translate::refresh::Trouble;
 use crate::translate::route::Router;
 use crate::translate::sweep::Demanded;
+use crate::translate::sweep::pace::LoadMeter;
 use crate::translate::{
     Context, Tools, TranslateError, epoch, lookup, read_limits, refresh, sweep,
 };
@@ -133,6 +134,7 @@ pub async fn run_session(
     }
     let elastic = Elasticsearch::new(&config.elasticsearch)?;
     let distribution = elastic.info().await?.distribution;
+    let log = Arc::new(Log::new(&config.kafka)?);
     let tools = Arc::new(Tools {
         readers,
         elastic,
@@ -141,8 +143,13 @@ pub async fn run_session(
         metrics: context.metrics.clone(),
         claims: Claims::default(),
         identity,
+        config: config.clone(),
+        log: Arc::downgrade(&log),
+        load: LoadMeter::default(),
+        refresh_round_keys: config.translate.keys_per_read * config.translate.connections,
     });
-    let log = Arc::new(Log::new(&config.kafka)?);
+    // A session before this one may have ended in the middle of sweeps.
+    tools.metrics.sweeps_pending.reset();
     // A few slices of demands: a sweep waits when the stage is busy.
     let (demands, demanded) = mpsc::channel(8);
     let mut stage = Stage {
@@ -397,7 +404,7 @@ impl Stage {
         }
     }
 
-    fn update_metrics(&self) {
+    fn update_metrics(&mut self) {
         let metrics = &self.tools.metrics;
         let behind: i64 = self
             .offsets
@@ -406,6 +413,9 @@ impl Stage {
             .map(|it| it.max(0))
             .sum();
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
+        for (collection, sweeps) in self.builds.sweeps_pending() {
+            metrics.sweeps_pending.with_label_values(&[&collection]).set(count(sweeps));
+        }
         metrics.translate_lag_records.set(behind);
         metrics.translate_pending_keys.set(count(self.pending.len() + self.lookups.len()));
         metrics.translate_low_keys.set(count(self.pending.low()));

@@ -2,45 +2,88 @@
 //! poll, audit and rebuild are all this (rule 6).
 //!
 //! Each slice is a read of its own, short and with its own version, so that no long snapshot holds
-//! back vacuum or DDL (A10). What differs from the index is written, or refreshed if somebody
-//! else writes it. Afterwards the index's keys are paged through: those without a row are orphans,
-//! and a refresh deletes them.
+//! back vacuum or DDL (A10). Several are in hand at once, as many as refreshes leave room for
+//! ([`pace`]). What differs from the index is written, or refreshed if somebody else writes it.
+//! Afterwards the index's keys are paged through: those without a row are orphans, and a refresh
+//! deletes them. Not slice by slice, as A10 has it: an `_id` can't be searched by range, and its
+//! bytes are not in the order of the key's type (numbers, collations).
+//!
+//! # Why a sweep may go on where another process was killed
+//! The index's note says up to which key it has come ([`frontier`]). A key below has been written
+//! from a snapshot taken after the collection was live. What changed since is in the log, behind
+//! offsets that are committed only once its documents are written, so that the next process does
+//! again what the killed one had in flight. The note is void as soon as the log has a gap for the
+//! index, under the very conditions that take away the mark of a built one: positions lost, a
+//! mapping that was away or broken, another epoch. Each of these begins a new *era* of the index,
+//! and a sweep of an earlier era notes nothing any more.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod audit;
+pub mod frontier;
+mod orphans;
+pub mod pace;
+mod progress;
+mod repair;
+mod slices;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::causes::with_causes;
-use crate::document::build::{self, Built};
+use crate::document::DocumentKey;
 use crate::document::pending::BuildId;
-use crate::document::queries::{self, Range};
-use crate::document::read::{Read, ReadError};
-use crate::document::{Document, DocumentKey, DocumentVersion};
+use crate::document::read::ReadError;
 use crate::elasticsearch::client::ElasticError;
 use crate::elasticsearch::index::AliasState;
-use crate::translate::refresh::{KeyEnd, Report, Trouble, Versioned, trouble_of, write_documents};
+use crate::elasticsearch::index::definition::SweptTo;
+use crate::translate::refresh::{Trouble, trouble_of};
+use crate::translate::sweep::audit::Suspect;
+use crate::translate::sweep::progress::Progress;
 use crate::translate::{Build, Tools};
 
-/// Keys of one slice: a read of some ten milliseconds, and one bulk request.
-const SLICE_KEYS: i64 = 1_000;
-/// Slices being compared and written while the next is read.
-const WRITES_MAX: usize = 3;
-/// Keys of the index looked up at once for orphans.
-const PAGE_KEYS: usize = 1_000;
 /// How often a wait for old transactions is said.
 const SETTLE_SAID_EVERY: Duration = Duration::from_secs(10);
 /// Between two looks at the oldest running transaction.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What kind of sweep.
+/// Why a sweep has nobody to answer it.
+const STOPS: &str = "the stage stops";
+
+/// How far a sweep has come, for the one that follows if it ends early.
+pub type Reached = Arc<Mutex<Option<SweptTo>>>;
+
+/// What for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The index is not whole: a new one, or one that has missed changes.
+    Build,
+    /// A whole one may differ: some changes reach the documents by sweeps only, such as those of a
+    /// TRUNCATE, or of SQL without key paths.
+    Poll,
+    /// Nothing should differ.
+    Audit,
+}
+
+impl Purpose {
+    /// For logs and `/v1/status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Poll => "poll",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// What kind of sweep.
+#[derive(Debug, Clone)]
 pub struct Order {
     /// Swap the alias to the build's index at the end.
     pub publish: bool,
+    pub purpose: Purpose,
+    pub reached: Reached,
 }
 
 /// Keys that a refresh must look at, and who waits for it.
@@ -50,7 +93,7 @@ pub struct Demanded {
     pub done: oneshot::Sender<()>,
 }
 
-/// Why a sweep ended early. It starts anew; what it has written stays.
+/// Why a sweep ended early. It goes on shortly where it was; what it has written stays.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     #[error("sweep of {collection} interrupted: {reason}")]
@@ -61,14 +104,23 @@ pub enum SweepError {
     PlanOutdated,
     #[error("the index is gone")]
     IndexMissing,
+    /// From the beginning.
+    #[error("the log has a gap for the collection since the sweep began")]
+    Void,
 }
 
 struct Sweeper {
     tools: Arc<Tools>,
     build: Arc<Build>,
     demands: mpsc::Sender<Demanded>,
+    order: Order,
     /// The index had nothing when the sweep began: nothing to compare with, no orphans.
     fresh: bool,
+    /// Of the index, when the sweep began.
+    era: u64,
+    progress: Progress,
+    /// Documents that an audit found to differ.
+    suspects: Mutex<Vec<Suspect>>,
 }
 
 /// Sweeps the build's collection; at the end the index is marked as built, and the alias points to
@@ -79,22 +131,24 @@ pub async fn sweep(
     order: Order,
     demands: mpsc::Sender<Demanded>,
 ) -> Result<(), SweepError> {
-    let gauge = tools.metrics.sweeps_pending.with_label_values(&[build.plan.name.as_str()]);
-    gauge.set(1);
-    let started = Instant::now();
-    let mut sweeper = Sweeper { tools, build, demands, fresh: false };
-    sweeper.fresh = sweeper.index_is_empty().await?;
+    let progress = Progress::new(&tools.metrics, &build.plan.name, order.purpose);
+    let suspects = Mutex::default();
+    let mut sweeper =
+        Sweeper { tools, build, demands, order, fresh: false, era: 0, progress, suspects };
+    let from = sweeper.begin().await?;
     sweeper.settle().await?;
-    let documents = sweeper.slices().await?;
+    let sweeper = Arc::new(sweeper);
+    let documents = Arc::clone(&sweeper).slices(from).await?;
     if !sweeper.fresh {
         sweeper.orphans().await?;
     }
-    sweeper.publish(order).await?;
-    gauge.set(0);
+    sweeper.judge(true).await?;
+    sweeper.publish().await?;
     tracing::info!(
         collection = sweeper.build.plan.name,
+        purpose = sweeper.order.purpose.name(),
         documents,
-        seconds = started.elapsed().as_secs_f64(),
+        seconds = sweeper.progress.elapsed().as_secs_f64(),
         "swept"
     );
     Ok(())
@@ -125,11 +179,26 @@ impl Sweeper {
         self.trouble(trouble_of(error))
     }
 
-    async fn index_is_empty(&self) -> Result<bool, SweepError> {
-        let elastic = &self.tools.elastic;
-        elastic.refresh(&self.build.index).await.map_err(|it| self.elastic(&it))?;
-        let count = elastic.count(&self.build.index).await.map_err(|it| self.elastic(&it))?;
-        Ok(count == 0)
+    /// Finds out what the index is, and where to begin: behind what a sweep of this era has done.
+    async fn begin(&mut self) -> Result<Option<SweptTo>, SweepError> {
+        let (elastic, index) = (&self.tools.elastic, &self.build.index);
+        let note = elastic.meta(index).await.map_err(|it| self.elastic(&it))?;
+        self.era = note.ok_or(SweepError::IndexMissing)?.era;
+        let reached = self.order.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(from) = reached.filter(|it| it.era == self.era) {
+            self.fresh = from.fresh;
+            tracing::info!(
+                collection = self.build.plan.name,
+                documents = from.documents,
+                behind = from.key,
+                "the sweep goes on where it was"
+            );
+            return Ok(Some(from));
+        }
+        elastic.refresh(index).await.map_err(|it| self.elastic(&it))?;
+        let count = elastic.count(index).await.map_err(|it| self.elastic(&it))?;
+        self.fresh = count == 0;
+        Ok(None)
     }
 
     /// Waits until every transaction that may have committed before the collection went live is
@@ -163,189 +232,6 @@ impl Sweeper {
         }
     }
 
-    /// Walks all key ranges; returns how many documents there are.
-    async fn slices(&self) -> Result<u64, SweepError> {
-        let mut writes: JoinSet<Result<(), SweepError>> = JoinSet::new();
-        let mut low: Option<DocumentKey> = None;
-        let mut keys_max = SLICE_KEYS;
-        let mut documents = 0u64;
-        loop {
-            let (read, high) = match self.read_slice(low.as_ref(), keys_max).await {
-                Ok(slice) => slice,
-                Err(ReadError::Query { .. } | ReadError::StatementTimeout { .. })
-                    if keys_max > 1 =>
-                {
-                    // A row that fails: found by halving, then left to a refresh, which buries it.
-                    keys_max /= 2;
-                    continue;
-                }
-                Err(ReadError::Query { .. }) => {
-                    let Some(failing) = self.next_key(low.as_ref()).await? else { break };
-                    self.demand(vec![failing.clone()]).await?;
-                    low = Some(failing);
-                    keys_max = SLICE_KEYS;
-                    continue;
-                }
-                Err(error) => return Err(self.read_error(&error)),
-            };
-            keys_max = SLICE_KEYS;
-            tracing::debug!(collection = self.build.plan.name, took = ?read.stamp.taken_at.elapsed(), "slice read");
-            if writes.len() >= WRITES_MAX
-                && let Some(ended) = writes.join_next().await
-            {
-                ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-            }
-            let slice = self.built(&read)?;
-            let there = slice.documents.iter().filter(|it| it.body.is_some()).count();
-            documents += u64::try_from(there).unwrap_or(u64::MAX);
-            let part = Sweeper {
-                tools: Arc::clone(&self.tools),
-                build: Arc::clone(&self.build),
-                demands: self.demands.clone(),
-                fresh: self.fresh,
-            };
-            writes.spawn(async move { part.repair(slice, &read).await });
-            match high {
-                Some(high) => low = Some(high),
-                None => break,
-            }
-        }
-        while let Some(ended) = writes.join_next().await {
-            ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        }
-        Ok(documents)
-    }
-
-    async fn read_slice(
-        &self,
-        low: Option<&DocumentKey>,
-        keys_max: i64,
-    ) -> Result<(Read, Option<DocumentKey>), ReadError> {
-        let plan = &self.build.plan;
-        let mut high = None;
-        let first = [queries::boundary_query(plan, low, keys_max)];
-        let then = |rows: &[queries::Rows]| {
-            high = rows.first().and_then(queries::boundary);
-            queries::slice_queries(plan, &Range { low: low.cloned(), high: high.clone() })
-        };
-        let read = self.tools.readers.read_with(&self.build.tables, &first, then).await?;
-        Ok((read, high))
-    }
-
-    /// The first key above `low`.
-    async fn next_key(&self, low: Option<&DocumentKey>) -> Result<Option<DocumentKey>, SweepError> {
-        let query = queries::boundary_query(&self.build.plan, low, 1);
-        let read = self.tools.readers.read(&self.build.tables, &[query]).await;
-        let read = read.map_err(|it| self.outage(with_causes(&it)))?;
-        Ok(read.rows.first().and_then(queries::boundary))
-    }
-
-    fn built(&self, read: &Read) -> Result<Built, SweepError> {
-        if !self.tools.identity.is_of(&read.stamp) {
-            return Err(SweepError::Moved);
-        }
-        let rows = &read.rows[read.rows.len().saturating_sub(self.build.plan.entries.len())..];
-        build::documents(&self.build.plan, &[], rows).map_err(|it| self.outage(it.to_string()))
-    }
-
-    /// Writes those documents of a slice that the index does not have in this form.
-    async fn repair(&self, slice: Built, read: &Read) -> Result<(), SweepError> {
-        let collection = [self.build.plan.name.as_str()];
-        let metrics = &self.tools.metrics;
-        let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
-        metrics
-            .sweep_documents_total
-            .with_label_values(&collection)
-            .inc_by(count(slice.documents.len()));
-        let version = DocumentVersion::new(self.tools.identity.epoch, &read.stamp.snapshot);
-        let version = version.ok_or(SweepError::Moved)?;
-        let mut demanded: Vec<DocumentKey> = slice.refused.into_iter().map(|it| it.key).collect();
-        demanded.retain(|it| !it.0.is_empty());
-        let documents = self.differing(slice.documents).await?;
-        if !self.fresh {
-            metrics
-                .sweep_repairs_total
-                .with_label_values(&collection)
-                .inc_by(count(documents.len()));
-        }
-        let mut report =
-            Report { build: self.build.id, keys: Vec::new(), besides: Vec::new(), trouble: None };
-        let versioned = Versioned { documents, version, read };
-        let count = versioned.documents.len();
-        let started = Instant::now();
-        write_documents(&self.tools, &self.build, versioned, &mut report).await;
-        tracing::debug!(collection = self.build.plan.name, count, took = ?started.elapsed(), "slice written");
-        let left = report.keys.into_iter().filter(|(_, end)| *end != KeyEnd::Finished);
-        demanded.extend(left.map(|(key, _)| key));
-        // What an outage or another writer kept us from is a refresh's, which knows how to wait.
-        self.demand(demanded).await
-    }
-
-    async fn differing(&self, documents: Vec<Document>) -> Result<Vec<Document>, SweepError> {
-        if self.fresh || documents.is_empty() {
-            // A key without a document (it has optional rows only) needs no deletion there.
-            return Ok(documents.into_iter().filter(|it| it.body.is_some()).collect());
-        }
-        let keys: Vec<DocumentKey> = documents.iter().map(|it| it.key.clone()).collect();
-        let found = self.tools.elastic.mget_sources(&self.build.index, &keys).await;
-        let found = found.map_err(|it| self.elastic(&it))?;
-        let known: HashMap<&DocumentKey, &str> = keys
-            .iter()
-            .zip(&found)
-            .filter_map(|(key, it)| Some((key, it.as_ref()?.0.as_str())))
-            .collect();
-        let differs = |it: &Document| known.get(&it.key).copied() != it.body.as_deref();
-        Ok(documents.iter().filter(|it| differs(it)).cloned().collect())
-    }
-
-    /// Has keys refreshed, and waits for it.
-    async fn demand(&self, keys: Vec<DocumentKey>) -> Result<(), SweepError> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let (done, refreshed) = oneshot::channel();
-        let demanded = Demanded { build: self.build.id, keys, done };
-        let sent = self.demands.send(demanded).await;
-        if sent.is_err() || refreshed.await.is_err() {
-            return Err(self.outage("the stage stops".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Refreshes every key of the index that no row has: the refresh deletes it.
-    async fn orphans(&self) -> Result<(), SweepError> {
-        let elastic = &self.tools.elastic;
-        elastic.refresh(&self.build.index).await.map_err(|it| self.elastic(&it))?;
-        let distribution = self.tools.distribution;
-        let opened = elastic.open_ids(&self.build.index, distribution).await;
-        let mut walk = opened.map_err(|it| self.elastic(&it))?;
-        loop {
-            let page = elastic.ids_page(&mut walk, PAGE_KEYS).await;
-            let page = page.map_err(|it| self.elastic(&it))?;
-            if page.is_empty() {
-                break;
-            }
-            let keys: Vec<DocumentKey> = page.into_iter().map(|(key, _)| key).collect();
-            let queries = queries::existing_queries(&self.build.plan, &keys);
-            let read = self.tools.readers.read(&self.build.tables, &queries).await;
-            let orphans = match read {
-                Ok(read) => {
-                    let there: std::collections::HashSet<String> =
-                        read.rows.into_iter().flatten().flatten().flatten().collect();
-                    keys.into_iter().filter(|it| !there.contains(&it.0)).collect()
-                }
-                // An _id that is no value of the key's type is nobody's row; a refresh finds out.
-                Err(ReadError::Query { .. }) => keys,
-                Err(error) => return Err(self.read_error(&error)),
-            };
-            let count = u64::try_from(Vec::len(&orphans)).unwrap_or(u64::MAX);
-            let collection = [self.build.plan.name.as_str()];
-            self.tools.metrics.sweep_repairs_total.with_label_values(&collection).inc_by(count);
-            self.demand(orphans).await?;
-        }
-        elastic.close_ids(walk).await.map_err(|it| self.elastic(&it))
-    }
-
     /// Points the alias to the build's index, and deletes indices that are older than the one
     /// that served until now, which is kept for a way back.
     async fn swap(&self) -> Result<(), SweepError> {
@@ -368,17 +254,34 @@ impl Sweeper {
         Ok(())
     }
 
-    async fn publish(&self, order: Order) -> Result<(), SweepError> {
+    async fn publish(&self) -> Result<(), SweepError> {
         let elastic = &self.tools.elastic;
         let index = &self.build.index;
         elastic.refresh(index).await.map_err(|it| self.elastic(&it))?;
-        elastic.mark_built(index, true).await.map_err(|it| self.elastic(&it))?;
-        if order.publish {
+        let finished = elastic.finish_sweep(index, self.era).await;
+        if !finished.map_err(|it| self.elastic(&it))? {
+            return Err(SweepError::Void);
+        }
+        if self.order.publish {
             self.swap().await?;
             tracing::info!(collection = self.build.plan.name, index = %index, "serving");
         }
         let label = [self.build.plan.name.as_str()];
         self.tools.metrics.collection_live.with_label_values(&label).set(1);
+        Ok(())
+    }
+
+    /// Has keys refreshed, and waits for it.
+    async fn demand(&self, keys: Vec<DocumentKey>) -> Result<(), SweepError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let (done, refreshed) = oneshot::channel();
+        let demanded = Demanded { build: self.build.id, keys, done };
+        let sent = self.demands.send(demanded).await;
+        if sent.is_err() || refreshed.await.is_err() {
+            return Err(self.outage(STOPS.to_owned()));
+        }
         Ok(())
     }
 }

@@ -30,6 +30,10 @@ pub enum ReadError {
     #[error("the tables could not be locked in time, as some DDL holds or awaits a lock on them")]
     LockTimeout(#[source] tokio_postgres::Error),
 
+    /// Somebody waited for our locks, so the read was given up (A10). Read again later, less.
+    #[error("the read stood in the way of someone who waits for a lock, and was given up")]
+    GaveWay,
+
     /// Too slow. Read fewer keys; a single key this slow wants an index.
     #[error("query {nth} took longer than statement_timeout; see `onelog explain` for its indexes")]
     StatementTimeout {
@@ -74,6 +78,7 @@ impl ReadError {
             Self::Lost { .. }
             | Self::InRecovery
             | Self::LockTimeout(_)
+            | Self::GaveWay
             | Self::Inconsistent { .. }
             | Self::NotFlushed { .. } => true,
             Self::StatementTimeout { .. }

@@ -60,6 +60,17 @@ pub(super) async fn connect_flusher(url: &PostgresUrl) -> Result<(Client, Server
     Ok((client, server))
 }
 
+/// Opens the connection of a lookout. Its question takes the lock manager's own locks for a
+/// moment, and must not queue for long.
+pub(super) async fn connect_lookout(url: &PostgresUrl) -> Result<Client, ReadError> {
+    let client = connect(url, "onelog lookout").await.map_err(ReadError::Connect)?;
+    let setting = |it| classify(it, At::Frame("setting up a session"));
+    let settings = "SET statement_timeout = '5s'; SET synchronous_commit = local; \
+                    SET default_transaction_read_only = off";
+    client.batch_execute(settings).await.map_err(setting)?;
+    Ok(client)
+}
+
 /// The timeline comes from the WAL's file name: `pg_control_checkpoint()` lags a promotion (B1).
 const ASK: &str = "SELECT pg_is_in_recovery(), \
      (SELECT system_identifier FROM pg_control_system()), \

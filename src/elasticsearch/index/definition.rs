@@ -30,22 +30,54 @@ pub struct IndexMeta {
     pub built: bool,
     /// Of the Postgres cluster: versions of another one can't be compared (rule 3).
     pub system_id: u64,
+    /// Counts how often a sweep of the whole was owed anew.
+    pub era: u64,
+    /// How far the sweep that is owed has come, for the next process.
+    pub swept: Option<SweptTo>,
+}
+
+/// Every document up to a key has been compared or written since the sweep was owed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweptTo {
+    /// Inclusive, in the order of the key's type.
+    pub key: String,
+    /// The index was empty when the sweep began, so that nothing in it can be an orphan.
+    pub fresh: bool,
+    pub documents: u64,
+    /// [`IndexMeta::era`] of the sweep: what was swept in an earlier one counts no more.
+    pub era: u64,
 }
 
 impl IndexMeta {
     pub fn of(plan: &CollectionPlan, system_id: u64) -> Self {
         let (collection, hash) = (plan.name.clone(), plan.hash.clone());
-        Self { collection, hash, built: false, system_id }
+        Self { collection, hash, built: false, system_id, era: 0, swept: None }
+    }
+
+    /// Whether the index follows all changes, as a whole or in part: if it misses some, this is
+    /// void.
+    pub fn is_relied_on(&self) -> bool {
+        self.built || self.swept.is_some()
     }
 
     pub(super) fn to_json(&self) -> Value {
         // 64 unsigned bits are more than JSON readers keep, so the id is text.
-        json!({ "onelog": {
+        let mut note = json!({
             "collection": self.collection,
             "hash": self.hash,
             "built": self.built,
             "system_id": self.system_id.to_string(),
-        }})
+            "era": self.era,
+        });
+        if let Some(swept) = &self.swept {
+            note["swept"] = json!({
+                "key": swept.key,
+                "fresh": swept.fresh,
+                "documents": swept.documents,
+                "era": swept.era,
+            });
+        }
+        json!({ "onelog": note })
     }
 
     /// None: the index is not ours.
@@ -56,6 +88,20 @@ impl IndexMeta {
             hash: note.get("hash")?.as_str()?.to_owned(),
             built: note.get("built")?.as_bool()?,
             system_id: note.get("system_id")?.as_str()?.parse().ok()?,
+            era: note.get("era").and_then(Value::as_u64).unwrap_or(0),
+            swept: note.get("swept").and_then(SweptTo::from_json),
+        })
+    }
+}
+
+impl SweptTo {
+    /// None costs a sweep from the beginning.
+    fn from_json(note: &Value) -> Option<Self> {
+        Some(Self {
+            key: note.get("key")?.as_str()?.to_owned(),
+            fresh: note.get("fresh")?.as_bool()?,
+            documents: note.get("documents")?.as_u64()?,
+            era: note.get("era")?.as_u64()?,
         })
     }
 }
@@ -142,8 +188,16 @@ mod tests {
             hash: "0123456789ab".to_owned(),
             built: true,
             system_id: u64::MAX,
+            era: 3,
+            swept: Some(SweptTo { key: "k\"".to_owned(), fresh: true, documents: 7, era: 3 }),
         };
-        assert_eq!(IndexMeta::from_json(&meta.to_json()), Some(meta));
+        assert_eq!(IndexMeta::from_json(&meta.to_json()), Some(meta.clone()));
+        let older = json!({ "onelog": {
+            "collection": "c", "hash": "0123456789ab", "built": true,
+            "system_id": u64::MAX.to_string(),
+        }});
+        let expected = IndexMeta { era: 0, swept: None, ..meta };
+        assert_eq!(IndexMeta::from_json(&older), Some(expected));
         assert_eq!(IndexMeta::from_json(&json!({})), None);
     }
 }

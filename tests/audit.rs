@@ -1,0 +1,99 @@
+//! Audits: what was corrupted in the index is found, counted and repaired; what is on its way is
+//! not taken for it; SQL that has no one result is told apart.
+
+mod support;
+
+use std::time::Duration;
+
+use elasticsearch::http::Method;
+use support::world::{PATIENCE, Wishes, World};
+use support::{eventually, traffic};
+
+const EVERY_SECOND: &str = "[collection.item]\naudit_interval = \"1s\"\n";
+
+async fn world(name: &str, tables: &str, sql: &str) -> World {
+    let wishes = Wishes { instead: Some(tables), ..Wishes::default() };
+    let world = World::new(name, wishes).await;
+    let mapping = format!(
+        "[[denormalization]]\ncollection = \"item\"\nkey = \"id\"\nsql = \"{sql}\"\n{EVERY_SECOND}"
+    );
+    std::fs::write(world.mappings.join("item.toml"), mapping).expect("a mapping file");
+    world.onelog(&["prepare"]);
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupted_index_is_found_counted_and_repaired() {
+    let tables = "CREATE TABLE item (id bigint PRIMARY KEY, name text NOT NULL);
+                  INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 50) n";
+    let world = world("corrupted", tables, "SELECT id, name FROM item").await;
+    let daemon = world.start();
+    world.built().await;
+    let alias = world.alias("item");
+    let put = |key: &str| format!("/{alias}/_doc/{key}");
+    // One changed, one gone, one that no row has.
+    let wrong = Some(r#"{"id":7,"name":"by hand"}"#);
+    world.elastic(Method::Put, &put("7"), wrong).await.expect("changed");
+    world.elastic(Method::Delete, &put("8"), None).await.expect("deleted");
+    world.elastic(Method::Put, &put("4000"), wrong).await.expect("added");
+    eventually("the drift is counted", PATIENCE, || async {
+        (world.metric("onelog_audit_drift_total").await? >= 3.0).then_some(())
+    })
+    .await;
+    world.check_documents().await;
+    for key in ["7", "8", "4000"] {
+        let line = format!("drift, repaired collection=\"item\" key={key}\n");
+        assert!(daemon.log_text().contains(&line), "{key}");
+    }
+    assert_eq!(world.metric("onelog_audit_drift_total").await, Some(3.0));
+    assert_eq!(world.metric("onelog_audit_undetermined_total").await, Some(0.0));
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_is_no_drift() {
+    let wishes = Wishes { translate: "", ..Wishes::default() };
+    let world = World::new("no_drift", wishes).await;
+    let audits: String = world
+        .collections()
+        .iter()
+        .map(|it| format!("[collection.{it}]\naudit_interval = \"200ms\"\n"))
+        .collect();
+    std::fs::write(world.mappings.join("zz_audits.toml"), audits).expect("written");
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let url = world.database_url.clone();
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(async move { traffic::run_all(&url, 11, 4, 150).await });
+    while let Some(ended) = running.join_next().await {
+        ended.expect("traffic does not panic");
+    }
+    world.quiet().await;
+    world.check_documents().await;
+    let audits = daemon.log_text().matches("swept").count();
+    assert!(audits > 10, "{audits} sweeps");
+    assert_eq!(world.metric("onelog_audit_drift_total").await, Some(0.0));
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_without_one_result_is_told_apart() {
+    // A refresh of one key reads its rows by the index in the order of `at`, a slice by a scan.
+    let tables = "CREATE TABLE part (item bigint NOT NULL, at bigint NOT NULL, v float8 NOT NULL);
+                  INSERT INTO part SELECT n % 2000, -n, 0.1 * n FROM generate_series(1, 60000) n;
+                  CREATE INDEX ON part (item, at); ALTER TABLE part REPLICA IDENTITY FULL;
+                  ANALYZE part";
+    let sql = "SELECT item AS id, array_agg(at) AS list, sum(v) AS total FROM part GROUP BY item";
+    let world = world("undetermined", tables, sql).await;
+    let daemon = world.start();
+    world.built().await;
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE part SET v = v + 1 WHERE item = 5 AND at > -40000").await.unwrap();
+    eventually("an audit tells", Duration::from_secs(60), || async {
+        (world.metric("onelog_audit_undetermined_total").await? >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(world.metric("onelog_audit_drift_total").await, Some(0.0));
+    assert!(daemon.stop().await.success());
+}
