@@ -138,7 +138,10 @@ async fn a_sweep_gives_way_to_ddl() {
     // Without giving way it would wait for up to 10 s, and the application behind it.
     let ddl = "SET lock_timeout = '4s'; ALTER TABLE item ADD COLUMN note text";
     client.batch_execute(ddl).await.expect("the DDL gets its lock in time");
-    assert!(daemon.log_text().contains("the sweep gives way"));
+    eventually("it is said", PATIENCE, || async {
+        daemon.log_text().contains("the sweep gives way").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,26 @@ pub(super) struct Suspect {
 /// A document's version and a hash of its text; None: there is none.
 type Seen = Option<(DocumentVersion, u64)>;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It was wrong, and is right now.
+    Drift,
+    /// The refresh has written what was there already.
+    Undetermined,
+    /// The refresh has written nothing.
+    Refused,
+}
+
+/// What a suspect was, from before and after its refresh.
+fn verdict(before: Seen, after: Seen) -> Verdict {
+    let text = |it: Seen| it.map(|(_, hash)| hash);
+    match (text(before) == text(after), before == after) {
+        (false, _) => Verdict::Drift,
+        (true, false) => Verdict::Undetermined,
+        (true, true) => Verdict::Refused,
+    }
+}
+
 impl Sweeper {
     pub(super) fn suspect(&self, suspects: Vec<Suspect>) {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner).extend(suspects);
@@ -82,12 +102,10 @@ impl Sweeper {
         let after = self.seen(keys).await?;
         let (mut drift, mut undetermined) = (Vec::new(), 0u64);
         for (key, before) in &before {
-            let after = after.get(key).copied().flatten();
-            let text = |it: Seen| it.map(|(_, hash)| hash);
-            match (text(*before) == text(after), *before == after) {
-                (false, _) => drift.push(key),
-                (true, false) => undetermined += 1,
-                (true, true) => tracing::warn!(
+            match verdict(*before, after.get(key).copied().flatten()) {
+                Verdict::Drift => drift.push(key),
+                Verdict::Undetermined => undetermined += 1,
+                Verdict::Refused => tracing::warn!(
                     collection = self.build.plan.name,
                     key = %key,
                     "the document differs from its row and can't be mended; see the dead letters"
@@ -205,5 +223,26 @@ impl Sweeper {
         let read = self.tools.readers.read(&[], &[query]).await;
         let rows = read.map_err(|it| self.read_error(&it))?.rows;
         Ok(rows.into_iter().flatten().flatten().flatten().next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refresh_tells_what_a_suspect_was() {
+        let seen = |version, hash| Some((DocumentVersion(version), hash));
+        let cases = [
+            ("another text", seen(1, 7), seen(2, 8), Verdict::Drift),
+            ("missing", None, seen(2, 8), Verdict::Drift),
+            ("an orphan", seen(1, 7), None, Verdict::Drift),
+            ("the same text", seen(1, 7), seen(2, 7), Verdict::Undetermined),
+            ("a dead letter", seen(1, 7), seen(1, 7), Verdict::Refused),
+            ("never there", None, None, Verdict::Refused),
+        ];
+        for (what, before, after, expected) in cases {
+            assert_eq!(verdict(before, after), expected, "{what}");
+        }
     }
 }
