@@ -111,6 +111,29 @@ pub struct Stage {
     pub demands: mpsc::Sender<Demanded>,
 }
 
+async fn make_tools(
+    context: &Context,
+    readers: Readers,
+    identity: epoch::Identity,
+    log: &Arc<Log>,
+) -> Result<Tools, TranslateError> {
+    let config = &context.config;
+    let elastic = Elasticsearch::new(&config.elasticsearch)?;
+    Ok(Tools {
+        readers,
+        distribution: elastic.info().await?.distribution,
+        elastic,
+        side: SideProducer::new(&config.kafka, context.metrics.clone())?,
+        metrics: context.metrics.clone(),
+        claims: Claims::default(),
+        identity,
+        config: config.clone(),
+        log: Arc::downgrade(log),
+        load: LoadMeter::default(),
+        refresh_round_keys: config.translate.keys_per_read * config.translate.connections,
+    })
+}
+
 /// Runs one session: from the first read to shutdown (Ok) or to what ends it.
 pub async fn run_session(
     context: &Context,
@@ -132,22 +155,8 @@ pub async fn run_session(
             "the database is not a continuation of what was read before: sweeping everything"
         );
     }
-    let elastic = Elasticsearch::new(&config.elasticsearch)?;
-    let distribution = elastic.info().await?.distribution;
     let log = Arc::new(Log::new(&config.kafka)?);
-    let tools = Arc::new(Tools {
-        readers,
-        elastic,
-        distribution,
-        side: SideProducer::new(&config.kafka, context.metrics.clone())?,
-        metrics: context.metrics.clone(),
-        claims: Claims::default(),
-        identity,
-        config: config.clone(),
-        log: Arc::downgrade(&log),
-        load: LoadMeter::default(),
-        refresh_round_keys: config.translate.keys_per_read * config.translate.connections,
-    });
+    let tools = Arc::new(make_tools(context, readers, identity, &log).await?);
     // A session before this one may have ended in the middle of sweeps.
     tools.metrics.sweeps_pending.reset();
     // A few slices of demands: a sweep waits when the stage is busy.
