@@ -3,12 +3,14 @@
 //! A command writes what it finds to `out` and returns an exit code: 0 fine, 1 a finding or a
 //! failure. Usage errors are clap's and exit with 2.
 
+pub mod account;
 pub mod check;
 pub mod explain;
 pub mod pointer;
 pub mod prepare;
 pub mod preview;
 pub mod run;
+pub mod schema;
 pub mod selection;
 
 use std::error::Error;
@@ -63,6 +65,9 @@ pub enum Command {
     Explain {
         /// A mapping file.
         file: PathBuf,
+        /// As JSON, for programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Prints the documents of one key as they would be written, without writing them.
     Preview {
@@ -71,7 +76,15 @@ pub enum Command {
         /// The document's key.
         #[arg(long)]
         key: String,
+        /// Prints what differs from the live document instead; exit code 1 if anything does.
+        #[arg(long)]
+        diff: bool,
+        /// Says on standard error how long each entry's query takes.
+        #[arg(long)]
+        timings: bool,
     },
+    /// Prints the JSON Schema of mapping files, by which editors complete and check them.
+    Schema,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -119,6 +132,9 @@ pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, Co
     if let Command::Check { offline, files } = &arguments.command {
         return check::check(path, check::Scope { offline: *offline, files }, out).await;
     }
+    if let Command::Schema = arguments.command {
+        return schema::schema(out);
+    }
     let config = load(path)?;
     match arguments.command {
         Command::Run { only } => {
@@ -128,9 +144,12 @@ pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, Co
         Command::Prepare { dry_run, adopt_slot } => {
             prepare::prepare(&config, dry_run, adopt_slot, out).await
         }
-        Command::Explain { file } => explain::explain(&config, &file, out).await,
-        Command::Preview { file, key } => preview::preview(&config, &file, &key, out).await,
-        Command::Check { .. } => unreachable!("handled above"),
+        Command::Explain { file, json } => explain::explain(&config, &file, json, out).await,
+        Command::Preview { file, key, diff, timings } => {
+            let wanted = preview::Wanted { file: &file, key: &key, diff, timings };
+            preview::preview(&config, wanted, out).await
+        }
+        Command::Check { .. } | Command::Schema => unreachable!("handled above"),
     }
 }
 

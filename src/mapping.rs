@@ -3,6 +3,7 @@
 //! A [`Collection`] is the merge of all entries with its name, from any number of files. It becomes
 //! a [`plan::CollectionPlan`] once Postgres has resolved its names.
 
+pub mod advice;
 pub mod catalog;
 pub mod file;
 pub mod impact;

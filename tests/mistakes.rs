@@ -7,6 +7,8 @@
 mod in_file;
 #[path = "mistakes/in_sql.rs"]
 mod in_sql;
+#[path = "mistakes/left_to_chance.rs"]
+mod left_to_chance;
 mod support;
 
 use std::fmt::Write as _;
@@ -71,3 +73,50 @@ async fn mistakes_in_the_file_are_said_whole() {
 async fn mistakes_in_the_sql_are_said_whole() {
     check(&shop("mistakes_online").await, in_sql::CASES, &[]);
 }
+
+#[tokio::test]
+async fn what_is_left_to_chance_is_warned_of() {
+    check(&shop("mistakes_chance").await, left_to_chance::CASES, &[]);
+}
+
+/// A role that may not read a table, and one that may not look into a namespace.
+#[tokio::test]
+async fn missing_privileges_are_said_whole() {
+    let world = shop("mistakes_grants").await;
+    let (client, _connection) = world.client().await;
+    let role = format!("{}_poor", world.name);
+    let make =
+        format!("CREATE ROLE {role} LOGIN PASSWORD 'poor'; GRANT SELECT ON audit.entry TO {role}");
+    client.batch_execute(&make).await.expect("a role");
+    let config = std::fs::read_to_string(&world.config).expect("the config");
+    let poor = config.replace("//postgres@", &format!("//{role}:poor@"));
+    assert_ne!(config, poor, "the URL has a user");
+    std::fs::write(&world.config, poor).expect("written");
+    let cases = [("SELECT id FROM shop", IN_TABLE), ("SELECT id FROM audit.entry", IN_NAMESPACE)];
+    let mut said_all = Vec::new();
+    for (sql, expected) in cases {
+        let text =
+            format!("[[denormalization]]\ncollection = \"page\"\nkey = \"id\"\nsql = \"{sql}\"\n");
+        let found = said(&world, "page.toml", &text, &[]).replace(&role, "ROLE");
+        said_all.push((found, expected));
+    }
+    let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    client.batch_execute(&drop).await.expect("the role is dropped");
+    for (found, expected) in said_all {
+        assert_eq!(found, expected);
+    }
+}
+
+const IN_TABLE: &str = "\
+WRONG    page.toml:4:8: onelog's role may not read what the sql reads; run as the owner: GRANT SELECT ON \"public\".\"shop\" TO ROLE;
+             sql = \"SELECT id FROM shop\"
+                    ^
+
+1 to mend";
+
+const IN_NAMESPACE: &str = "\
+WRONG    page.toml:4:23: permission denied for schema audit; run as its owner: GRANT USAGE ON SCHEMA \"audit\" TO ROLE;
+             sql = \"SELECT id FROM audit.entry\"
+                                   ^
+
+1 to mend";

@@ -308,10 +308,13 @@ key_to_denormalize_upon = "shop_id"
 sql = '''SELECT shop_id, count(*) AS visits FROM visit GROUP BY shop_id'''
 "##,
         r##"
-WRONG    collection page: table public.visit is not published, so its changes are seen by a timer only; add it to [postgres] tables and run `onelog prepare`
-WRONG    collection page: the old row of public.visit lacks shop_id, so a row that moves or goes is seen by a timer only; run:
+WRONG    page.toml:4:10: table public.visit is not published, so its changes are seen by a timer only; add it to [postgres] tables and run `onelog prepare`
+             sql = '''SELECT shop_id, count(*) AS visits FROM visit GROUP BY shop_id'''
+                      ^
+WRONG    page.toml:4:10: the old row of public.visit lacks shop_id, so a row that moves or goes is seen by a timer only; run:
          ALTER TABLE "public"."visit" REPLICA IDENTITY FULL;
-warning  page.toml:4:10: page is swept on a timer: public.visit is not published, so its changes are not seen; add it to [postgres] tables and run `onelog prepare`
+warning  page.toml:4:10: reading a document reads all of public.visit (not counted yet: run ANALYZE), which is slow once the table is large; run:
+         CREATE INDEX CONCURRENTLY ON "public"."visit" ("shop_id");
 
 2 to mend
 "##,
@@ -323,7 +326,9 @@ key_to_denormalize_upon = "id"
 sql = '''SELECT id, name FROM shop WHERE now() > '2020-01-01''''
 "##,
         r##"
-warning  page.toml:4:10: page is swept on a timer: it calls now(), whose value depends on the time, on settings or on other tables
+warning  page.toml:4:10: page is swept on a timer: it calls now(), whose value depends on the time, on settings or on other tables; compare with a column or a constant, or let the frontend filter by the time; or say by poll_interval how old a document may be
+             sql = '''SELECT id, name FROM shop WHERE now() > '2020-01-01''''
+                      ^
 "##,
     ),
     (
@@ -333,7 +338,9 @@ key_to_denormalize_upon = "id"
 sql = '''SELECT id, random() AS luck FROM shop'''
 "##,
         r##"
-warning  page.toml:4:10: page is swept on a timer: it calls random(), which may give another value each time
+warning  page.toml:4:10: page is swept on a timer: it calls random(), which may give another value each time; keep the value in a column of the table, or leave it out of the document
+             sql = '''SELECT id, random() AS luck FROM shop'''
+                      ^
 "##,
     ),
     (
@@ -344,6 +351,9 @@ nest_as = "items"
 sql = '''SELECT shop_id, title FROM item'''
 "##,
         r##"
+warning  page.toml:3:28: 1 row has NULL as shop_id and so no document; if that is meant, let the sql leave them out with WHERE … IS NOT NULL
+             key_to_denormalize_upon = "shop_id"
+                                        ^
 ok       collection page: every change reaches its documents
 "##,
     ),
@@ -360,6 +370,12 @@ nest_as = "name"
 sql = '''SELECT shop_id AS id, title FROM item'''
 "##,
         r##"
+warning  page.toml:9:12: name also comes from page.toml:4: where both entries have a row for a key, this one's value wins; if that is not meant, name one of them otherwise
+             nest_as = "name"
+                        ^
+warning  page.toml:8:28: 1 row has NULL as id and so no document; if that is meant, let the sql leave them out with WHERE … IS NOT NULL
+             key_to_denormalize_upon = "id"
+                                        ^
 ok       collection page: every change reaches its documents
 "##,
     ),
@@ -375,6 +391,9 @@ key_to_denormalize_upon = "id"
 sql = '''SELECT id, title AS name FROM item'''
 "##,
         r##"
+warning  page.toml:9:10: name also comes from page.toml:4: where both entries have a row for a key, this one's value wins; if that is not meant, name one of them otherwise with AS
+             sql = '''SELECT id, title AS name FROM item'''
+                      ^
 ok       collection page: every change reaches its documents
 "##,
     ),

@@ -80,6 +80,9 @@ impl Found<'_> {
                 "write no parameters: the sql says what all documents hold, and onelog itself adds \
                  the condition for one key"
             }
+            it if *it == SqlState::FEATURE_NOT_SUPPORTED => {
+                "onelog reads through a view, which cannot have it: leave it out"
+            }
             it if *it == SqlState::AMBIGUOUS_COLUMN => {
                 "several of its tables have this column: write which one you mean, as in table.column"
             }
