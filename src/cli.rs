@@ -12,6 +12,7 @@ pub mod preview;
 pub mod run;
 pub mod schema;
 pub mod selection;
+pub mod status;
 
 use std::error::Error;
 use std::io::Write;
@@ -66,6 +67,12 @@ pub enum Command {
         /// A mapping file.
         file: PathBuf,
         /// As JSON, for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Asks the running daemon how it is. Exits with 1 if something is not live, or nobody answers.
+    Status {
+        /// Prints what the daemon answers, as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -144,6 +151,7 @@ pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, Co
         Command::Prepare { dry_run, adopt_slot } => {
             prepare::prepare(&config, dry_run, adopt_slot, out).await
         }
+        Command::Status { json } => status::status(&config, json, out).await,
         Command::Explain { file, json } => explain::explain(&config, &file, json, out).await,
         Command::Preview { file, key, diff, timings } => {
             let wanted = preview::Wanted { file: &file, key: &key, diff, timings };

@@ -10,6 +10,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     states: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+    collections: Arc<Mutex<Vec<CollectionHealth>>>,
+}
+
+/// What a collection's documents are worth at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CollectionState {
+    /// They follow every change.
+    Live,
+    /// Some changes reach them by sweeps only.
+    Polling,
+    /// A sweep has to make them whole first.
+    Building,
+    /// Its mapping has a mistake; what there was before goes on.
+    Frozen,
+    /// Its SQL does not run any more.
+    Suspended,
+}
+
+impl CollectionState {
+    /// As `/v1/status` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Polling => "polling",
+            Self::Building => "building",
+            Self::Frozen => "frozen",
+            Self::Suspended => "suspended",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollectionHealth {
+    pub name: String,
+    pub state: CollectionState,
 }
 
 impl Health {
@@ -26,6 +61,21 @@ impl Health {
     pub fn waits(&self, role: &'static str, reason: impl Into<String>) {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         states.insert(role, Some(reason.into()));
+    }
+
+    /// Every role, with the reason why it waits if it does.
+    pub fn roles(&self) -> Vec<(&'static str, Option<String>)> {
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        states.iter().map(|(role, why)| (*role, why.clone())).collect()
+    }
+
+    pub fn set_collections(&self, collections: Vec<CollectionHealth>) {
+        *self.collections.lock().unwrap_or_else(PoisonError::into_inner) = collections;
+    }
+
+    /// By name.
+    pub fn collections(&self) -> Vec<CollectionHealth> {
+        self.collections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Every role that waits, with its reason; empty when all make progress.

@@ -1,18 +1,20 @@
-//! STAGE: `/metrics` for Prometheus, `/healthz` (alive) and `/readyz` (making progress).
+//! STAGE: `/metrics` for Prometheus, `/healthz` (alive), `/readyz` (making progress) and
+//! `/v1/status` (all that a person asks first, as JSON).
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{IntGaugeVec, Metrics};
 
 /// The HTTP server could not start or broke down.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,7 @@ pub async fn run_http(
         .route("/metrics", get(render_metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
+        .route("/v1/status", get(status))
         .with_state((metrics, health));
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
@@ -65,4 +68,49 @@ async fn readiness(State((_, health)): State<(Metrics, Health)>) -> (StatusCode,
         writeln!(body, "{role}: {reason}").unwrap_or_default();
     }
     (StatusCode::SERVICE_UNAVAILABLE, body)
+}
+
+async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Value> {
+    let roles: Map<String, Value> = health
+        .roles()
+        .into_iter()
+        .map(|(role, waits)| {
+            (role.to_owned(), json!({ "ready": waits.is_none(), "waits_for": waits }))
+        })
+        .collect();
+    let collections: Vec<Value> = health
+        .collections()
+        .into_iter()
+        .map(|it| {
+            let label = [it.name.as_str()];
+            let gauge = |of: &IntGaugeVec| of.with_label_values(&label).get();
+            let sweep = json!({
+                "documents": gauge(&metrics.sweep_done_documents),
+                "expected": gauge(&metrics.sweep_expected_documents),
+                "seconds_left": gauge(&metrics.sweep_left_seconds),
+            });
+            let pending = gauge(&metrics.sweeps_pending);
+            json!({
+                "name": it.name,
+                "state": it.state.name(),
+                "sweeps_pending": pending,
+                "sweep": if pending > 0 { sweep } else { Value::Null },
+            })
+        })
+        .collect();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "roles": roles,
+        "capture": {
+            "streaming": metrics.capture_streaming.get() > 0,
+            "lag_bytes": metrics.capture_lag_bytes.get(),
+            "lag_seconds": metrics.capture_lag_seconds.get(),
+        },
+        "translate": {
+            "lag_records": metrics.translate_lag_records.get(),
+            "pending_keys": metrics.translate_pending_keys.get(),
+            "parked_keys": metrics.translate_parked_keys.get(),
+        },
+        "collections": collections,
+    }))
 }

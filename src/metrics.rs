@@ -3,9 +3,10 @@
 //! Base units (`_seconds`, `_bytes`, `_total`), prefix `onelog_`, closed label sets, no ids as
 //! labels. `tests/tidy.rs` checks that README.md lists each of them.
 
+pub use prometheus::IntGaugeVec;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 /// From a tenth of a millisecond to 100 s: commit-to-document latency has its goal at 8 ms and its

@@ -175,3 +175,34 @@ async fn a_sweep_given_up_is_not_pending() {
     .await;
     assert!(daemon.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_says_what_is_live() {
+    let world = world("status", &items(20_000), "", &mapping("2")).await;
+    let config = world.config.to_string_lossy().into_owned();
+    let status = |more: &[&str]| {
+        let output = support::daemon::onelog(&[&["status", "--config", &config], more].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), said, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, _, complained) = status(&[]);
+    assert!(code == Some(1) && complained.contains("is `onelog run` running"), "{complained}");
+    let daemon = world.start();
+    eventually("the sweep's progress is said", PATIENCE, || async {
+        let (code, said, _) = status(&[]);
+        let line = said.lines().find(|it| it.starts_with("item "))?.to_owned();
+        let shown = line.contains(" building ") && line.contains(" of about 20000 documents, ");
+        (shown && code == Some(1)).then_some(())
+    })
+    .await;
+    std::fs::write(world.mappings.join("item.toml"), PLAIN).expect("written");
+    eventually("the collection is live", PATIENCE, || async {
+        let (code, said, _) = status(&["--json"]);
+        let value: serde_json::Value = serde_json::from_str(&said).ok()?;
+        let live = value["collections"][0]["state"] == "live"
+            && value["roles"]["capture"]["ready"] == true;
+        (live && code == Some(0)).then_some(())
+    })
+    .await;
+    assert!(daemon.stop().await.success());
+}

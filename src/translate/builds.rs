@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::document::pending::BuildId;
+use crate::health::{CollectionHealth, CollectionState};
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
 use crate::translate::load::{Loaded, Prepared, Request, published};
@@ -68,6 +69,8 @@ pub struct Builds {
     load_at: Option<Instant>,
     /// Collections whose SQL stopped working; looked at again and again.
     suspended: BTreeSet<String>,
+    /// Collections whose mapping has a mistake.
+    frozen: BTreeSet<String>,
     loaded_once: bool,
     /// Collections whose pending sweeps were last counted.
     counted: BTreeMap<String, usize>,
@@ -104,6 +107,7 @@ impl Builds {
             load_again: false,
             load_at: None,
             suspended: BTreeSet::new(),
+            frozen: BTreeSet::new(),
             loaded_once: false,
             counted: BTreeMap::new(),
         }
@@ -177,6 +181,7 @@ impl Builds {
         if !self.suspended.is_empty() {
             self.load_at = Some(Instant::now() + SUSPENDED_LOOK_AFTER);
         }
+        self.frozen = loaded.frozen.clone();
         let removed = self.outdated(&wanted, &valid, &loaded.frozen);
         let live = |it: &Served| {
             let name = it.build.plan.name.as_str();
@@ -351,6 +356,31 @@ impl Builds {
             tickets.extend(again.into_iter().flatten());
             served.sweep = Sweep::Owed { from, tickets };
         }
+    }
+
+    /// Every collection's state, by name.
+    pub fn states(&self) -> Vec<CollectionHealth> {
+        let mut states = BTreeMap::new();
+        for served in self.served.values() {
+            let state = match (served.serving && served.built, served.polls) {
+                (true, true) => CollectionState::Polling,
+                (true, false) => CollectionState::Live,
+                (false, _) => CollectionState::Building,
+            };
+            // Of two builds the one that serves says what the documents are worth.
+            let known = states.entry(served.build.plan.name.clone()).or_insert(state);
+            if *known == CollectionState::Building {
+                *known = state;
+            }
+        }
+        let ill = [
+            (&self.suspended, CollectionState::Suspended),
+            (&self.frozen, CollectionState::Frozen),
+        ];
+        for (names, state) in ill {
+            states.extend(names.iter().map(|it| (it.clone(), state)));
+        }
+        states.into_iter().map(|(name, state)| CollectionHealth { name, state }).collect()
     }
 
     /// Sweeps that are running or owed, by collection; once more with none for each collection

@@ -422,6 +422,7 @@ impl Stage {
             .map(|it| it.max(0))
             .sum();
         let count = |it: usize| i64::try_from(it).unwrap_or(i64::MAX);
+        self.context.health.set_collections(self.builds.states());
         for (collection, sweeps) in self.builds.sweeps_pending() {
             metrics.sweeps_pending.with_label_values(&[&collection]).set(count(sweeps));
         }
