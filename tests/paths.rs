@@ -5,11 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::as_conversions, reason = "a test that fails may panic")]
 
+#[path = "paths/shapes.rs"]
+mod shapes;
+
 use std::path::PathBuf;
 
+use onelog::mapping::impact::facts::STABLE_BY_SETTINGS;
 use onelog::mapping::plan::{CollectionPlan, EntryPlan, Path};
 use onelog::mapping::resolve::{ResolveError, resolve};
 use onelog::mapping::{Collection, CollectionSettings, Entry, Nest, Place};
+use shapes::SHAPES;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 
@@ -49,11 +54,19 @@ const SHOP: &str = "
     CREATE TABLE tag (company_id bigint, label text, PRIMARY KEY (company_id, label));
     CREATE TABLE hidden (id bigint PRIMARY KEY, company_id bigint);
     CREATE TABLE nokey (company_id bigint);
+    CREATE TABLE doc (id int PRIMARY KEY, tags text[], refs bigint[], body jsonb);
+    CREATE TABLE measure (day date, amount int, PRIMARY KEY (day)) PARTITION BY RANGE (day);
+    CREATE TABLE measure_2024 PARTITION OF measure FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
+    CREATE TABLE parent (id int PRIMARY KEY, name text);
+    CREATE TABLE child (extra int, PRIMARY KEY (id)) INHERITS (parent);
     ALTER TABLE website REPLICA IDENTITY FULL;
     CREATE VIEW shown AS SELECT c.id AS cid, w.url FROM company c JOIN website w
         ON w.company_id = c.id;
+    CREATE VIEW shown_twice AS SELECT a.cid, array_agg(b.url ORDER BY b.url) AS urls FROM shown a
+        JOIN shown b ON b.cid = a.cid GROUP BY a.cid;
     CREATE FUNCTION twice(bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
-    CREATE PUBLICATION onelog FOR TABLE company, website, kind, stock, tag;";
+    CREATE PUBLICATION onelog FOR TABLE company, website, kind, stock, tag, doc,
+        measure, parent, child;";
 
 fn entry(sql: &str, key: &str) -> Entry {
     let place = |line, column| Place { path: PathBuf::from("connectors/a.toml"), line, column };
@@ -88,156 +101,6 @@ fn shown(plan: &EntryPlan) -> Vec<String> {
     let paths = plan.paths.iter().map(|it| format!("{}: {}", it.alias, path(&it.path)));
     paths.chain(plan.poll_reasons.iter().map(|it| format!("polls: {it}"))).collect()
 }
-
-/// The SQL of a shape, the key, and what is expected: lines that start with "polls" are prefixes
-/// of reasons, the others whole paths.
-const SHAPES: &[(&str, &str, &[&str])] = &[
-    ("SELECT id AS k, name FROM company", "k", &["company: in id"]),
-    ("SELECT * FROM company;", "id", &["company: in id"]),
-    (
-        "SELECT c.id AS k, w.url FROM company c JOIN website w ON w.company_id = c.id",
-        "k",
-        &["c: in id", "w: in company_id"],
-    ),
-    (
-        "SELECT c.id AS k, w.url, n.label FROM company c LEFT JOIN website w ON w.company_id = c.id \
-         LEFT JOIN kind n ON n.id = w.kind_id",
-        "k",
-        &["c: in id", "w: in company_id", "n: n.id = w.kind_id"],
-    ),
-    (
-        "SELECT w.id AS k, c.name FROM website w JOIN company c ON c.slug = w.company_slug",
-        "k",
-        &["w: in id", "c: c.slug = w.company_slug"],
-    ),
-    (
-        "SELECT c.id AS k, p.name FROM company c JOIN company p ON p.id = c.parent_id",
-        "k",
-        &["c: in id", "p: p.id = c.parent_id"],
-    ),
-    (
-        "SELECT company_id, count(*) AS n FROM website GROUP BY company_id",
-        "company_id",
-        &["website: in company_id"],
-    ),
-    (
-        "SELECT c.id, json_agg(w.* ORDER BY w.id) AS sites FROM company c JOIN website w \
-         ON w.company_id = c.id GROUP BY c.id",
-        "id",
-        &["c: in id", "w: in company_id"],
-    ),
-    ("SELECT DISTINCT company_id FROM website", "company_id", &["website: in company_id"]),
-    (
-        "SELECT id FROM company c WHERE EXISTS (SELECT 1 FROM website w WHERE w.company_id = c.id)",
-        "id",
-        &["c: in id", "w: in company_id"],
-    ),
-    (
-        "SELECT id FROM company c WHERE NOT EXISTS (SELECT 1 FROM website w JOIN kind n ON \
-         n.id = w.kind_id WHERE w.company_id = c.id)",
-        "id",
-        &["c: in id", "w: in company_id", "n: n.id = w.kind_id"],
-    ),
-    (
-        "SELECT id FROM company WHERE id IN (SELECT company_id FROM website)",
-        "id",
-        &["company: in id", "website: in company_id"],
-    ),
-    (
-        "SELECT c.id, (SELECT count(*) FROM website w WHERE w.company_id = c.id) AS n FROM company c",
-        "id",
-        &["c: in id", "w: in company_id"],
-    ),
-    (
-        "SELECT c.id, s.n FROM company c JOIN (SELECT company_id, count(*) AS n FROM website \
-         GROUP BY company_id) s ON s.company_id = c.id",
-        "id",
-        &["c: in id", "website: in company_id"],
-    ),
-    (
-        "WITH w AS (SELECT company_id, url FROM website) SELECT a.company_id AS k, b.url FROM w a \
-         JOIN w b USING (company_id)",
-        "k",
-        &["website: in company_id"],
-    ),
-    (
-        "SELECT id AS k, name FROM company UNION SELECT company_id, url FROM website",
-        "k",
-        &["company: in id", "website: in company_id"],
-    ),
-    (
-        "SELECT id FROM company EXCEPT SELECT company_id FROM website",
-        "id",
-        &["company: in id", "website: in company_id"],
-    ),
-    ("SELECT cid, url FROM shown", "cid", &["c: in id", "w: in company_id"]),
-    ("SELECT created_at, name FROM company", "created_at", &["company: by created_at"]),
-    ("SELECT feeling, count(*) AS n FROM company GROUP BY 1", "feeling", &["company: in feeling"]),
-    ("SELECT lower(name) AS k, id FROM company", "k", &["company: by name"]),
-    (
-        "SELECT c.code AS k, w.url FROM company c JOIN website w ON w.company_id = c.id",
-        "k",
-        &["c: in code", "w: w.company_id = c.id"],
-    ),
-    (
-        "SELECT company_id, url, row_number() OVER (PARTITION BY company_id ORDER BY id) AS n \
-         FROM website",
-        "company_id",
-        &["website: in company_id"],
-    ),
-    (
-        "SELECT c.id, t.url FROM company c LEFT JOIN LATERAL (SELECT w.url FROM website w \
-         WHERE w.company_id = c.id ORDER BY w.id LIMIT 1) t ON true",
-        "id",
-        &["c: in id", "w: in company_id"],
-    ),
-    (
-        "SELECT c.id, x.* FROM company c, unnest(ARRAY[c.name, c.slug]) AS x(part)",
-        "id",
-        &["c: in id"],
-    ),
-    (
-        "SELECT w.id, c.name FROM company c RIGHT JOIN website w ON w.company_id = c.id",
-        "id",
-        &["c: c.id = w.company_id", "w: in id"],
-    ),
-    (
-        "SELECT c.id, k.label FROM company c CROSS JOIN kind k LEFT JOIN stock s \
-         ON s.company_id = c.id AND s.kind_id = k.id",
-        "id",
-        &["c: in id", "s: in company_id", "polls: no key path for public.kind (as k)"],
-    ),
-    (
-        "SELECT h.company_id AS k FROM hidden h",
-        "k",
-        &["h: in company_id", "polls: public.hidden is not"],
-    ),
-    ("SELECT id, now() AS t FROM company", "id", &["company: in id", "polls: it calls now()"]),
-    (
-        "SELECT id, current_date AS t FROM company",
-        "id",
-        &["company: in id", "polls: it reads the cur"],
-    ),
-    (
-        "SELECT id, twice(id) AS t FROM company",
-        "id",
-        &["company: in id", "polls: it calls twice()"],
-    ),
-    ("SELECT max(id) AS k FROM company", "k", &["polls: the key k is not a column"]),
-    ("SELECT id FROM company ORDER BY id LIMIT 5", "id", &["polls: the key id is not a column"]),
-    ("SELECT upper_name AS k FROM company", "k", &["polls: no key path for public.company"]),
-    (
-        "SELECT oid, relname FROM pg_class",
-        "oid",
-        &["polls: no key path", "polls: pg_catalog.pg_class is a"],
-    ),
-    (
-        "WITH RECURSIVE t AS (SELECT id, id AS root FROM company UNION SELECT c.id, t.root FROM \
-         company c JOIN t ON c.parent_id = t.id) SELECT root, id FROM t",
-        "root",
-        &["polls: it uses WITH RECURSIVE"],
-    ),
-];
 
 #[tokio::test]
 async fn each_shape_has_the_paths_that_it_can_have() {
@@ -370,4 +233,30 @@ async fn columns_identities_and_the_hash_follow_the_definition() {
         .unwrap();
     let after = plan(&db, view).await.unwrap();
     assert_ne!(before.hash, after.hash, "a view's definition is part of the collection's");
+}
+
+/// What is stable for another reason than a pinned setting: it reads the clock (no arguments),
+/// the catalog (`reg…` types, names, oids), or is not stable at all but volatile.
+#[tokio::test]
+async fn what_counts_as_stable_by_settings_reads_no_clock_and_no_catalog() {
+    let db = fresh("onelog_paths_stable", "").await;
+    let names: Vec<&str> = STABLE_BY_SETTINGS.to_vec();
+    let wrong = "SELECT p.oid::regprocedure::text FROM pg_proc p \
+        WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY($1) \
+          AND (p.provolatile = 'v' OR p.provolatile = 's' AND (p.pronargs = 0 AND p.prokind = 'f' \
+            AND p.proname NOT IN ('json_build_array', 'json_build_object', 'jsonb_build_array', \
+              'jsonb_build_object') \
+            OR EXISTS (SELECT FROM unnest(p.proargtypes) t WHERE format_type(t, NULL) \
+              ~ '^(reg|name$|oid$|cstring|xml|refcursor|internal)')))";
+    let wrong: Vec<String> =
+        db.client.query(wrong, &[&names]).await.unwrap().iter().map(|it| it.get(0)).collect();
+    assert_eq!(wrong, Vec::<String>::new());
+    let clocks = "SELECT p.proname::text FROM pg_proc p WHERE p.proname = ANY($1) \
+        AND p.pronamespace = 'pg_catalog'::regnamespace GROUP BY 1";
+    let there = db.client.query(clocks, &[&names]).await.unwrap().len();
+    // Those that Postgres 16 brought are missing before.
+    assert!(there + 7 >= names.len(), "only {there} of {} names are functions", names.len());
+    for clock in ["now", "age", "current_setting", "pg_get_viewdef", "to_regclass", "random"] {
+        assert!(!names.contains(&clock), "{clock}");
+    }
 }

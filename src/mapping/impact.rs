@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pg_query::NodeEnum;
 use pg_query::protobuf::SelectStmt;
 
-use self::facts::{FunctionFacts, TableFacts};
+use self::facts::{ColumnFacts, FunctionFacts, TableFacts};
 use self::scope::{Origin, Output};
 use self::walk::{Choices, Walk};
 use crate::mapping::plan::{OccurrencePath, Path, TableName};
@@ -43,6 +43,8 @@ pub struct AnalysisInput<'a> {
     pub tables: &'a BTreeMap<TableName, TableFacts>,
     /// The canonical SQL of every view that is read.
     pub views: &'a BTreeMap<TableName, String>,
+    /// Whether equal values of the key's type, under its collation, have the same text.
+    pub key_equal_image: bool,
     /// Every function that the SQL or a view calls.
     pub functions: &'a [FunctionFacts],
 }
@@ -136,13 +138,27 @@ fn variant(
         analysis.columns_read.entry(table.clone()).or_default().extend(columns.iter().cloned());
     }
     analysis.whole_rows.extend(walk.whole_rows.iter().cloned());
-    let origin = match key_origin(walk, outputs, key) {
-        Ok(origin) => origin,
+    match key_origin(walk, outputs, key) {
+        Ok(origin) => {
+            for origin in origin.alternatives() {
+                tree_of(walk, origin, (&mut *analysis, &mut *reasons));
+            }
+        }
         Err(reason) => {
             reasons.insert(reason);
-            return;
         }
-    };
+    }
+}
+
+/// The paths of one origin of the key.
+///
+/// Where the key may come from several, a row of a document has it from one of them, and is
+/// found by that one's tree: all trees together find every document.
+fn tree_of(
+    walk: &Walk<'_>,
+    origin: &Origin,
+    (analysis, reasons): (&mut Analysis, &mut BTreeSet<String>),
+) {
     let routes = tree::build(walk, origin);
     for (nth, occurrence) in walk.occurrences.iter().enumerate() {
         let Some(path) = lookup::path(walk, &routes, nth) else {
@@ -167,25 +183,55 @@ fn key_origin<'o>(walk: &Walk<'_>, outputs: &'o [Output], key: &str) -> Result<&
     let Some(output) = outputs.iter().find(|it| it.name == key) else {
         return Err(format!("onelog cannot find where the key {key} comes from"));
     };
-    match &output.origin {
-        Origin::Opaque => Err(format!(
-            "the key {key} is not a column of one table: it is computed from several rows or \
-             tables, or GROUP BY, PARTITION BY, DISTINCT ON or LIMIT does not keep it"
-        )),
-        Origin::Expression { .. } if output.collapsed => Err(format!(
-            "the key {key} is an expression, and rows are merged by it: onelog cannot tell which"
-        )),
-        Origin::Column(of) if output.collapsed => {
-            let table = &walk.occurrences[of.occurrence].table;
-            let facts = walk.input.tables.get(table).and_then(|it| it.column(&of.column));
-            match facts {
-                Some(facts) if facts.equal_image => Ok(&output.origin),
-                _ => Err(format!(
-                    "rows are merged by the key {key}, whose type has equal values with \
-                     different texts: which text the document has is not decided by one row"
-                )),
-            }
-        }
-        origin => Ok(origin),
+    let origin = &output.origin;
+    if *origin == Origin::Opaque {
+        return Err(format!(
+            "the key {key} is not a column of one table, nor an expression over one: it is \
+             computed from several rows or tables, or GROUP BY, PARTITION BY, DISTINCT ON or LIMIT \
+             does not keep it; let a table's own columns make the key"
+        ));
     }
+    if let Some(column) = origin.alternatives().iter().find_map(|it| uncarried(walk, it)) {
+        return Err(format!(
+            "the key {key} is made of {column}, which a published row does not have as its own \
+             text (a generated column, or a type such as jsonb, float or an array): make the key \
+             of other columns, for a generated one of those it is generated from"
+        ));
+    }
+    let all_identical =
+        || walk.input.key_equal_image && origin.alternatives().iter().all(|it| identical(walk, it));
+    if output.collapsed && !all_identical() {
+        return Err(format!(
+            "rows are merged by the key {key}, whose type has equal values with different texts: \
+             which text the document has is not decided by one row"
+        ));
+    }
+    Ok(origin)
+}
+
+/// The columns that a single origin is made of.
+fn columns_of(walk: &Walk<'_>, origin: &Origin) -> Vec<(TableName, String)> {
+    let (occurrence, columns) = match origin {
+        Origin::Column(of) => (of.occurrence, vec![of.column.clone()]),
+        Origin::Expression { occurrence, node } => (*occurrence, key::columns_of(node)),
+        Origin::OneOf { .. } | Origin::Opaque => return Vec::new(),
+    };
+    let table = &walk.occurrences[occurrence].table;
+    columns.into_iter().map(|it| (table.clone(), it)).collect()
+}
+
+fn facts<'w>(walk: &'w Walk<'_>, (table, column): &(TableName, String)) -> Option<&'w ColumnFacts> {
+    walk.input.tables.get(table)?.column(column)
+}
+
+/// The first column of the origin that a changed row does not carry (A12, A13).
+fn uncarried(walk: &Walk<'_>, origin: &Origin) -> Option<String> {
+    let carried = |it: &_| facts(walk, it).is_some_and(|it| it.carrier && !it.generated);
+    let (table, column) = columns_of(walk, origin).into_iter().find(|it| !carried(it))?;
+    Some(format!("{}.{column}", table.name))
+}
+
+/// Whether equal values of every column of the origin are identical (A8).
+fn identical(walk: &Walk<'_>, origin: &Origin) -> bool {
+    columns_of(walk, origin).iter().all(|it| facts(walk, it).is_some_and(|it| it.equal_image))
 }

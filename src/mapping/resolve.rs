@@ -217,6 +217,7 @@ async fn resolve_entry(
         key: &entry.key,
         tables: &reached.tables,
         views: &reached.views,
+        key_equal_image: reached.outputs.iter().any(|it| it.name == entry.key && it.equal_image),
         functions: &reached.functions,
     });
     let plan = EntryPlan {

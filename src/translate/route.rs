@@ -41,7 +41,12 @@ struct Route {
 #[derive(Debug)]
 enum Start {
     Key(String),
-    Lookup(Vec<String>),
+    Lookup {
+        columns: Vec<String>,
+        /// The query joins on every column, and NULL joins with nothing. A key that is computed
+        /// from the row may well come of a NULL.
+        joins: bool,
+    },
 }
 
 /// Which builds a table's changes concern.
@@ -59,7 +64,10 @@ impl Router {
                 let paths = paths.map(|(at, it)| {
                     let start = match &it.path {
                         Path::InRow { column } => Start::Key(column.clone()),
-                        Path::Lookup(lookup) => Start::Lookup(lookup.columns.clone()),
+                        Path::Lookup(lookup) => Start::Lookup {
+                            columns: lookup.columns.clone(),
+                            joins: !lookup.steps.is_empty(),
+                        },
                     };
                     (at, start)
                 });
@@ -124,7 +132,7 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
                 touched.sweeps.insert(id.build);
             }
         },
-        Start::Lookup(columns) => {
+        Start::Lookup { columns, joins } => {
             let mut values = Vec::with_capacity(columns.len());
             for column in columns {
                 match image.value(column) {
@@ -136,8 +144,7 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
                     }
                 }
             }
-            // A path joins on every column, and NULL joins with nothing.
-            if values.iter().all(Option::is_some) {
+            if !joins || values.iter().all(Option::is_some) {
                 touched.lookups.insert((id, values));
             }
         }

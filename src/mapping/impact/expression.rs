@@ -4,11 +4,11 @@
 //! does not restrict the rows around it, so its equalities may be left from inside only (A3).
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{ColumnRef, FuncCall, Node, SubLink, SubLinkType};
+use pg_query::protobuf::{ColumnRef, FuncCall, Node, SubLink};
 
 use super::level::{children, function_name};
 use super::scope::Scope;
-use super::walk::{Constraint, Walk, text_of};
+use super::walk::{Walk, text_of};
 
 impl Walk<'_> {
     pub(super) fn expression(&mut self, node: &Node, scope: &Scope<'_>) {
@@ -101,16 +101,9 @@ impl Walk<'_> {
         if let Some(test) = &link.testexpr {
             self.expression(test, scope);
         }
-        match link.sub_link_type() {
-            SubLinkType::ExistsSublink | SubLinkType::ExprSublink | SubLinkType::ArraySublink => {
-                self.apart(|walk| walk.select(stmt, Some(scope)));
-            }
-            // As a value, one NULL in the subselect changes the answer for every row (A6).
-            _ => {
-                let region = self.new_region();
-                self.within(region, Constraint::Never, |walk| walk.select(stmt, Some(scope)));
-            }
-        }
+        // Of IN, NOT IN and ALL the comparison itself is no equality: as a value, one NULL in the
+        // subselect changes the answer for every row (A6). What correlates the subselect is.
+        self.apart(|walk| walk.select(stmt, Some(scope)));
     }
 }
 

@@ -69,7 +69,7 @@ pub enum Volatility {
 /// Stable built-ins whose result depends on nothing but their arguments and the settings that
 /// every connection pins (B17: TimeZone, DateStyle and so on). Postgres calls them stable because
 /// of those settings only; without them nearly every document with nested JSON would poll.
-const STABLE_BY_SETTINGS: &[&str] = &[
+pub const STABLE_BY_SETTINGS: &[&str] = &[
     "array_to_json",
     "array_to_string",
     "concat",

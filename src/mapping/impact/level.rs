@@ -11,7 +11,7 @@ use pg_query::protobuf::{
     AExprKind, BoolExprType, FuncCall, Node, SelectStmt, SubLink, SubLinkType, WindowDef,
 };
 
-use super::key::key_expression;
+use super::key::{keeps, key_origin};
 use super::scope::{ColumnOf, Origin, Output, Scope};
 use super::walk::{Walk, output_names, text_of};
 
@@ -261,7 +261,7 @@ impl Walk<'_> {
         &self,
         (node, name): (&Node, String),
         scope: &Scope<'_>,
-        open: Option<&[ColumnOf]>,
+        open: Option<&[Origin]>,
         collapses: bool,
     ) -> Output {
         let value = match &node.node {
@@ -273,13 +273,13 @@ impl Walk<'_> {
         };
         let plain = self.plain(value, scope);
         let collapsed = plain.collapsed || collapses;
-        let origin = match (plain.origin, open) {
-            (Origin::Column(of), Some(open)) if !open.contains(&of) => Origin::Opaque,
-            (origin @ Origin::Column(_), _) => origin,
-            (origin @ Origin::Expression { .. }, None) => origin,
-            (Origin::Expression { .. }, Some(_)) => Origin::Opaque,
-            (Origin::Opaque, None) => key_expression(self, value, scope),
-            (Origin::Opaque, Some(_)) => Origin::Opaque,
+        let origin = match plain.origin {
+            Origin::Opaque => key_origin(self, value, scope),
+            origin => origin,
+        };
+        let origin = match open {
+            Some(open) if !keeps(open, &origin) => Origin::Opaque,
+            _ => origin,
         };
         Output { name, origin, collapsed }
     }
@@ -296,23 +296,21 @@ impl Walk<'_> {
         self.expression(node, scope);
     }
 
-    /// The columns through which the level may be left; None: there is no barrier.
+    /// The values through which the level may be left; None: there is no barrier.
     fn exposed(
         &self,
         stmt: &SelectStmt,
         scope: &Scope<'_>,
         features: &Features,
-    ) -> Option<Vec<ColumnOf>> {
-        let columns = |nodes: &[Node]| -> Vec<ColumnOf> {
-            let origins = nodes.iter().map(|it| self.plain(it, scope).origin);
-            origins
-                .filter_map(|it| match it {
-                    Origin::Column(of) => Some(of),
-                    Origin::Expression { .. } | Origin::Opaque => None,
-                })
-                .collect()
+    ) -> Option<Vec<Origin>> {
+        let columns = |nodes: &[Node]| -> Vec<Origin> {
+            let origin = |it| match self.plain(it, scope).origin {
+                Origin::Opaque => key_origin(self, it, scope),
+                origin => origin,
+            };
+            nodes.iter().map(origin).filter(|it| *it != Origin::Opaque).collect()
         };
-        let mut parts: Vec<Vec<ColumnOf>> = Vec::new();
+        let mut parts: Vec<Vec<Origin>> = Vec::new();
         if features.limited {
             parts.push(Vec::new());
         }
@@ -329,9 +327,8 @@ impl Walk<'_> {
         let mut parts = parts.into_iter();
         let first = parts.next()?;
         Some(
-            parts.fold(first, |open, part| {
-                open.into_iter().filter(|it| part.contains(it)).collect()
-            }),
+            parts
+                .fold(first, |open, part| open.into_iter().filter(|it| keeps(&part, it)).collect()),
         )
     }
 }

@@ -22,8 +22,58 @@ pub(super) enum Origin {
     /// An expression over columns of one occurrence; its column references are bare names of
     /// that occurrence's columns. Only a key may use it (A5).
     Expression { occurrence: usize, node: Box<Node> },
+    /// One of these, of which none is opaque or a list itself: COALESCE, CASE, FULL JOIN USING.
+    /// Only a key may use it, but for what `equated` allows.
+    OneOf {
+        members: Vec<Origin>,
+        /// A FULL JOIN equates them: whichever of their rows is there has the value.
+        equated: bool,
+    },
     /// Anything else: an aggregate, two tables, a column that a barrier hides.
     Opaque,
+}
+
+impl Origin {
+    /// One origin of several; opaque as soon as one of them is.
+    pub(super) fn one_of(origins: Vec<Origin>, equated: bool) -> Self {
+        let mut members = Vec::new();
+        let mut all_equated = equated;
+        for origin in origins {
+            match origin {
+                Self::Opaque => return Self::Opaque,
+                Self::OneOf { members: inner, equated } => {
+                    all_equated &= equated;
+                    members.extend(inner);
+                }
+                origin @ (Self::Column(_) | Self::Expression { .. }) => members.push(origin),
+            }
+        }
+        match members.is_empty() {
+            true => Self::Opaque,
+            false => Self::OneOf { members, equated: all_equated },
+        }
+    }
+
+    /// The columns that an equality of this value speaks of, and for each whether it does so only
+    /// where the column's occurrence is p or κ.
+    pub(super) fn comparable(&self) -> Vec<(&ColumnOf, bool)> {
+        match self {
+            Self::Column(of) => vec![(of, false)],
+            Self::OneOf { members, equated: true } => {
+                let columns = members.iter().flat_map(Self::comparable);
+                columns.map(|(of, _)| (of, true)).collect()
+            }
+            Self::OneOf { .. } | Self::Expression { .. } | Self::Opaque => Vec::new(),
+        }
+    }
+
+    /// The single origins that the value may come from.
+    pub(super) fn alternatives(&self) -> &[Origin] {
+        match self {
+            Self::OneOf { members, .. } => members,
+            origin => std::slice::from_ref(origin),
+        }
+    }
 }
 
 /// An output column of a level, or a column of a range.

@@ -35,7 +35,7 @@ pub(super) fn build(walk: &Walk<'_>, key: &Origin) -> Vec<Option<Route>> {
             }
             *occurrence
         }
-        Origin::Opaque => return routes,
+        Origin::OneOf { .. } | Origin::Opaque => return routes,
     };
     loop {
         let found: Vec<(usize, Route)> = (0..routes.len())
@@ -105,7 +105,7 @@ pub(super) fn holds(walk: &Walk<'_>, equality: &Equality, from: usize, home: usi
             (within(from, left) && within(home, right))
                 || (within(from, right) && within(home, left))
         }
-        Constraint::Never => false,
+        Constraint::Ends(occurrence) => from == *occurrence || home == *occurrence,
     })
 }
 

@@ -31,8 +31,9 @@ pub(super) enum Constraint {
     Inside(Region),
     /// p and κ lie in one region each: FULL JOIN.
     Opposite(Region, Region),
-    /// Never: IN as a value, NOT IN, ALL.
-    Never,
+    /// p or κ is this occurrence, one of several whose COALESCE was compared: only where its row
+    /// is there is the value its own.
+    Ends(usize),
 }
 
 /// One appearance of a base table in the SQL, views and CTEs inlined at each use.
@@ -168,10 +169,16 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn equality(&mut self, u: &Origin, v: &Origin) {
-        let (Origin::Column(u), Origin::Column(v)) = (u, v) else { return };
-        if u.occurrence != v.occurrence {
-            let constraints = self.constraints.clone();
-            self.equalities.push(Equality { u: u.clone(), v: v.clone(), constraints });
+        for (u, u_ends) in u.comparable() {
+            for (v, v_ends) in v.comparable() {
+                if u.occurrence == v.occurrence {
+                    continue;
+                }
+                let mut constraints = self.constraints.clone();
+                constraints.extend(u_ends.then_some(Constraint::Ends(u.occurrence)));
+                constraints.extend(v_ends.then_some(Constraint::Ends(v.occurrence)));
+                self.equalities.push(Equality { u: u.clone(), v: v.clone(), constraints });
+            }
         }
     }
 
@@ -448,7 +455,7 @@ impl<'a> Walk<'a> {
         let origin = match JoinType::try_from(jointype) {
             Ok(JoinType::JoinInner | JoinType::JoinLeft) => u.origin,
             Ok(JoinType::JoinRight) => v.origin,
-            _ => Origin::Opaque,
+            _ => Origin::one_of(vec![u.origin, v.origin], true),
         };
         let column = Output { name, origin, collapsed };
         scope.merged.push(Merged { column, ranges: left.start..right.end });

@@ -22,6 +22,8 @@ pub(super) struct Reached {
     /// Canonical SQL by name.
     pub(super) views: BTreeMap<TableName, String>,
     pub(super) functions: Vec<FunctionFacts>,
+    /// The columns of the view itself.
+    pub(super) outputs: Vec<ColumnFacts>,
     /// Columns that `pg_depend` lists.
     pub(super) columns: BTreeMap<TableName, BTreeSet<String>>,
     /// Relations that the role may not SELECT from.
@@ -91,6 +93,8 @@ const OTHER_TEXT: &[u32] = &[1114, 1184];
 /// Follows a view to everything that it reads.
 pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Result<Reached, Error> {
     let mut reached = Reached::default();
+    let outputs = client.query(COLUMNS_SQL, &[&vec![view]]).await?;
+    reached.outputs = outputs.iter().map(column_facts).collect();
     let (mut waiting, mut seen) = (vec![view], BTreeSet::from([view]));
     let (mut tables, mut functions) = (BTreeMap::new(), BTreeSet::new());
     let mut columns: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
