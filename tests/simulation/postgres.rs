@@ -49,6 +49,8 @@ fn collection(sql: &str) -> Collection {
         nest: Nest::Top,
         optional: false,
         sql_place: place.clone(),
+        sql_written: String::new(),
+        nest_place: None,
         key_place: place,
     };
     Collection {
