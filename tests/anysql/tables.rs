@@ -53,6 +53,22 @@ fn reference(random: &mut StdRng, key: KeyType, table: &str) -> String {
     format!("{}{null}{action}", key.name())
 }
 
+/// The columns of the table that most keys come from.
+fn wide(k: &str, up: &str) -> Vec<String> {
+    vec![
+        format!("id {k} PRIMARY KEY"),
+        "name text".into(),
+        "slug varchar(20)".into(),
+        format!("up_id {k}"),
+        "n numeric".into(),
+        "body jsonb".into(),
+        "tags text[]".into(),
+        "at timestamptz".into(),
+        "loud text GENERATED ALWAYS AS (upper(name)) STORED".into(),
+        format!("t_id {up}"),
+    ]
+}
+
 impl Tables {
     pub fn new(random: &mut StdRng) -> Self {
         let all = [KeyType::Int, KeyType::Bigint, KeyType::Uuid, KeyType::Text];
@@ -65,21 +81,7 @@ impl Tables {
                 "t",
                 vec![format!("id {k} PRIMARY KEY"), "label text".into(), "kind varchar(10)".into()],
             ),
-            (
-                "p",
-                vec![
-                    format!("id {k} PRIMARY KEY"),
-                    "name text".into(),
-                    "slug varchar(20)".into(),
-                    format!("up_id {k}"),
-                    "n numeric".into(),
-                    "body jsonb".into(),
-                    "tags text[]".into(),
-                    "at timestamptz".into(),
-                    "loud text GENERATED ALWAYS AS (upper(name)) STORED".into(),
-                    format!("t_id {up}"),
-                ],
-            ),
+            ("p", wide(k, &up)),
         ];
         let (c_p, c_t) = (reference(random, key, "p"), reference(random, key, "t"));
         tables.push((
