@@ -125,3 +125,89 @@ async fn a_large_fan_out_delays_no_other_document() {
     println!("peak memory {} MB", daemon.peak_memory() / 1_000_000);
     assert!(daemon.stop().await.success());
 }
+
+/// A column that takes seconds to compute, if `n` is large; immutable, so that it has a path.
+const SLOW: &str = "
+    CREATE TABLE item (id bigint PRIMARY KEY, name text NOT NULL, n integer NOT NULL DEFAULT 0);
+    INSERT INTO item SELECT n, 'before' FROM generate_series(1, 100) n";
+
+const SLOW_PAGES: &str = r#"
+[[denormalization]]
+collection = "slow_page"
+key = "id"
+sql = "SELECT id, name, length(factorial(n)::text) AS digits FROM item"
+
+[[denormalization]]
+collection = "plain_page"
+key = "id"
+sql = "SELECT id, name FROM item"
+"#;
+
+/// Each factorial takes some seconds, ten times of what a statement may.
+const TOO_SLOW: &str = "statement_timeout = \"300ms\"";
+
+async fn is_named(world: &World, collection: &str, key: &str, name: &str) {
+    let what = format!("{collection} {key} is named {name}");
+    eventually(&what, PATIENCE, || async {
+        (world.document(collection, key).await?["name"] == name).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_too_slow_stops_nobody() {
+    let (world, daemon) = built("poison", SLOW, SLOW_PAGES, TOO_SLOW).await;
+    let (client, _connection) = world.client().await;
+    let sql = "UPDATE item SET name = 'after', n = CASE id WHEN 7 THEN 32000 ELSE 1 END";
+    client.batch_execute(sql).await.expect("updated");
+    // Offsets get past it, and everybody else is right.
+    world.quiet().await;
+    for key in ["1", "8", "100"] {
+        is_named(&world, "slow_page", key, "after").await;
+    }
+    is_named(&world, "plain_page", "7", "after").await;
+    let document = world.document("slow_page", "7").await.expect("the old document");
+    assert_eq!(document["name"], "before");
+    let dead = world.metric_where("onelog_dead_letters_total", "reason=\"document\"").await;
+    assert_eq!(dead, Some(1.0), "a document that was tried several times is one dead letter");
+    assert_eq!(metric(&world, "onelog_stage_restarts_total").await, 0.0);
+    let said = daemon.log_text();
+    assert!(said.contains("statement_timeout; see `onelog explain`"), "no cure in:\n{said}");
+
+    // The next change of the row repairs it.
+    let sql = "UPDATE item SET name = 'mended', n = 2 WHERE id = 7";
+    client.batch_execute(sql).await.expect("updated");
+    is_named(&world, "slow_page", "7", "mended").await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mapping_of_which_every_key_is_too_slow_stops_nobody() {
+    let (world, daemon) = built("failing", SLOW, SLOW_PAGES, TOO_SLOW).await;
+    let (client, _connection) = world.client().await;
+    let sql = "UPDATE item SET name = 'after', n = 32000";
+    client.batch_execute(sql).await.expect("updated");
+    world.quiet().await;
+    eventually("the collection is suspended", PATIENCE, || async {
+        let live = world.metric_where("onelog_collection_live", "slow_page").await?;
+        (live == 0.0).then_some(())
+    })
+    .await;
+    for name in ["once", "twice"] {
+        let sql = format!("UPDATE item SET name = '{name}'");
+        client.batch_execute(&sql).await.expect("updated");
+        world.quiet().await;
+        for key in ["1", "100"] {
+            is_named(&world, "plain_page", key, name).await;
+        }
+    }
+    // Mended, it comes back by itself.
+    client.batch_execute("UPDATE item SET name = 'mended', n = 3").await.expect("updated");
+    is_named(&world, "slow_page", "7", "mended").await;
+    is_named(&world, "slow_page", "100", "mended").await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert!(daemon.stop().await.success());
+}

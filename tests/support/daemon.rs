@@ -24,11 +24,17 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(config: &Path, log: &Path) -> Self {
+        Self::start_with(config, log, &[])
+    }
+
+    /// With more arguments for `run`.
+    pub fn start_with(config: &Path, log: &Path, more: &[&str]) -> Self {
         let file: File =
             OpenOptions::new().create(true).append(true).open(log).expect("a log file");
         let child = Command::new(env!("CARGO_BIN_EXE_onelog"))
             .args(["run", "--config"])
             .arg(config)
+            .args(more)
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -217,24 +217,33 @@ impl World {
 
     /// The same of the series with this label, written as in `outcome="deleted"`.
     pub async fn metric_where(&self, name: &str, label: &str) -> Option<f64> {
-        let (_, text) = self.http("/metrics").await?;
-        let values = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name).filter(|it| it.contains(label))?;
-            let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
-            rest.strip_prefix(' ')?.trim().parse::<f64>().ok()
-        });
-        Some(values.sum())
+        metric_at(&self.http, name, label).await
     }
 
     /// What the daemon's own server answers; None while there is no daemon.
     pub async fn http(&self, path: &str) -> Option<(u16, String)> {
-        let transport = Transport::single_node(&format!("http://{}", self.http)).ok()?;
-        let (none, headers): (Option<&()>, _) = (None, HeaderMap::new());
-        let sent = transport.send(Method::Get, path, headers, none, None::<String>, None);
-        let response = sent.await.ok()?;
-        let status = response.status_code().as_u16();
-        Some((status, response.text().await.ok()?))
+        http_at(&self.http, path).await
     }
+}
+
+/// As [`World::metric_where`], of the daemon that serves there.
+pub async fn metric_at(address: &str, name: &str, label: &str) -> Option<f64> {
+    let (_, text) = http_at(address, "/metrics").await?;
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name).filter(|it| it.contains(label))?;
+        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
+        rest.strip_prefix(' ')?.trim().parse::<f64>().ok()
+    });
+    Some(values.sum())
+}
+
+async fn http_at(address: &str, path: &str) -> Option<(u16, String)> {
+    let transport = Transport::single_node(&format!("http://{address}")).ok()?;
+    let (none, headers): (Option<&()>, _) = (None, HeaderMap::new());
+    let sent = transport.send(Method::Get, path, headers, none, None::<String>, None);
+    let response = sent.await.ok()?;
+    let status = response.status_code().as_u16();
+    Some((status, response.text().await.ok()?))
 }
 
 impl Drop for World {
