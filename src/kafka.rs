@@ -5,6 +5,7 @@ pub mod consumer;
 pub mod delivery;
 pub mod envelope;
 pub mod offsets;
+pub mod positions;
 pub mod producer;
 pub mod progress_record;
 pub mod record;

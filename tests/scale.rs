@@ -3,7 +3,9 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use elasticsearch::http::Method;
 
 use support::daemon::Daemon;
 use support::eventually;
@@ -17,15 +19,21 @@ struct Translator {
 }
 
 impl Translator {
-    /// A static member's name must not be another's: the broker would fence one of them.
+    /// With the world's own mappings.
     fn start(world: &World, name: &str) -> Self {
+        Self::start_in(world, name, world.folder.path())
+    }
+
+    /// With the mappings in `connectors` below the folder. A static member's name must not be
+    /// another's: the broker would fence one of them.
+    fn start_in(world: &World, name: &str, folder: &Path) -> Self {
         let http = free_address();
         let text = std::fs::read_to_string(&world.config).expect("the world's config");
         let member = format!("\"group.instance.id\" = \"{}\"", world.name);
         assert!(text.contains(&member), "the config names the member");
         let own = format!("\"group.instance.id\" = \"{}-{name}\"", world.name);
         let text = text.replace(&member, &own).replace(&world.http, &http);
-        let config: PathBuf = world.folder.path().join(format!("{name}.toml"));
+        let config: PathBuf = folder.join(format!("{name}.toml"));
         std::fs::write(&config, text).expect("a config");
         let log = world.folder.path().join(format!("{name}.log"));
         let daemon = Daemon::start_with(&config, &log, &["--only", "translate"]);
@@ -83,5 +91,99 @@ async fn translators_join_leave_and_die_under_load() {
     world.check_documents().await;
     assert_eq!(fourth.metric("onelog_stage_restarts_total").await, Some(0.0));
     assert!(fourth.daemon.stop().await.success());
+    assert!(first.stop().await.success());
+}
+
+const TWO_TABLES: &str = "
+    CREATE TABLE apple (id bigint PRIMARY KEY, name text NOT NULL);
+    CREATE TABLE pear (id bigint PRIMARY KEY, name text NOT NULL);
+    INSERT INTO apple SELECT n, 'old' FROM generate_series(1, 10) n;
+    INSERT INTO pear SELECT n, 'old' FROM generate_series(1, 10) n";
+
+fn page_of(table: &str) -> String {
+    format!(
+        "[[denormalization]]\ncollection = \"{table}_page\"\nkey = \"id\"\n\
+         sql = \"SELECT id, name FROM {table}\"\n"
+    )
+}
+
+async fn has_alias(world: &World, collection: &str) {
+    let path = format!("/_alias/{}", world.alias(collection));
+    eventually("the collection is built", PATIENCE, || async {
+        world.elastic(Method::Get, &path, None).await.ok().map(|_| ())
+    })
+    .await;
+}
+
+/// Renames a row of the table and waits for its document.
+async fn follows(world: &World, table: &str, name: &str) {
+    let (client, _connection) = world.client().await;
+    let sql = format!("UPDATE {table} SET name = '{name}' WHERE id = 1");
+    client.batch_execute(&sql).await.expect("updated");
+    eventually("the document follows", PATIENCE, || async {
+        let document = world.document(&format!("{table}_page"), "1").await?;
+        (document["name"] == name).then_some(())
+    })
+    .await;
+}
+
+/// A rollout: the group is in use, and the new one brings a collection over a topic for which the
+/// group has no position. Kafka takes positions from members only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_translator_with_one_more_collection_joins_the_others() {
+    let wishes = Wishes { instead: Some(TWO_TABLES), ..Wishes::default() };
+    let world = World::new("scale_more", wishes).await;
+    std::fs::write(world.mappings.join("apple.toml"), page_of("apple")).expect("a mapping");
+    world.onelog(&["prepare"]);
+    let first = world.start();
+    world.built().await;
+    follows(&world, "apple", "new").await;
+
+    let folder = world.folder.path().join("second");
+    std::fs::create_dir_all(folder.join("connectors")).expect("a folder");
+    for table in ["apple", "pear"] {
+        let file = folder.join("connectors").join(format!("{table}.toml"));
+        std::fs::write(file, page_of(table)).expect("a mapping");
+    }
+    let second = Translator::start_in(&world, "second", &folder);
+    has_alias(&world, "pear_page").await;
+    assert_eq!(second.metric("onelog_stage_restarts_total").await, Some(0.0));
+    follows(&world, "pear", "new").await;
+    follows(&world, "apple", "newer").await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert!(second.daemon.stop().await.success());
+    assert!(first.stop().await.success());
+}
+
+/// A translator may be there before capture has made a topic: what has topics goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_not_there_yet_holds_up_nobody() {
+    let wishes = Wishes { instead: Some(TWO_TABLES), ..Wishes::default() };
+    let world = World::new("scale_topic", wishes).await;
+    world.onelog(&["prepare"]);
+    let (client, _connection) = world.client().await;
+    let sql = format!(
+        "CREATE TABLE plum (id bigint PRIMARY KEY, name text NOT NULL);
+         INSERT INTO plum VALUES (1, 'old');
+         ALTER PUBLICATION {} ADD TABLE plum",
+        world.name
+    );
+    client.batch_execute(&sql).await.expect("a table without a topic");
+    for table in ["apple", "plum"] {
+        let file = world.mappings.join(format!("{table}.toml"));
+        std::fs::write(file, page_of(table)).expect("a mapping");
+    }
+    let early = Translator::start(&world, "early");
+    has_alias(&world, "apple_page").await;
+    has_alias(&world, "plum_page").await;
+    assert_eq!(early.metric("onelog_stage_restarts_total").await, Some(0.0));
+    let first = world.start();
+    follows(&world, "apple", "new").await;
+    follows(&world, "plum", "new").await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert_eq!(early.metric("onelog_stage_restarts_total").await, Some(0.0));
+    assert!(early.daemon.stop().await.success());
     assert!(first.stop().await.success());
 }

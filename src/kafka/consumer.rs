@@ -8,25 +8,19 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer,
 };
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientConfig, Statistics};
 
 use crate::config::KafkaConfig;
+use crate::kafka::positions::{self, Positions};
 use crate::kafka::settings;
-
-/// Longest wait for one answer of the broker about positions. An outage at this moment is an
-/// error that the caller repeats with backoff.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-
-/// Margin of the age check: clocks of broker and translator may differ by this much.
-const CLOCK_MARGIN: Duration = Duration::from_secs(3_600);
 
 /// The log could not be read. All of these are outages: waited out and tried again.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +31,7 @@ pub struct LogError {
     pub source: KafkaError,
 }
 
-fn while_doing(doing: &'static str) -> impl FnOnce(KafkaError) -> LogError {
+pub(super) fn while_doing(doing: &'static str) -> impl FnOnce(KafkaError) -> LogError {
     move |source| LogError { doing, source }
 }
 
@@ -227,7 +221,7 @@ impl Log {
         if positions.is_empty() {
             return Ok(());
         }
-        let list = position_list(positions)?;
+        let list = positions::list(positions)?;
         self.consumer().commit(&list, mode).map_err(while_doing("committing offsets"))
     }
 
@@ -237,16 +231,24 @@ impl Log {
     }
 
     /// Commits the positions that [`Log::lost_positions`] proposed, and waits for it.
-    pub async fn commit_lost(&self, positions: Vec<(Partition, i64)>) -> Result<(), LogError> {
-        if positions.is_empty() {
+    ///
+    /// A group that others are in takes positions from members only, and we join it with what we
+    /// subscribe to, later: then a member for this alone joins, commits and leaves.
+    pub async fn commit_lost(
+        &self,
+        config: &KafkaConfig,
+        found: Vec<(Partition, i64)>,
+    ) -> Result<(), LogError> {
+        if found.is_empty() {
             return Ok(());
         }
-        let list = position_list(&positions)?;
-        let consumer = Arc::clone(self.shared());
-        let committed =
-            tokio::task::spawn_blocking(move || consumer.commit(&list, CommitMode::Sync));
-        let result = committed.await.unwrap_or(Err(KafkaError::Canceled));
-        result.map_err(while_doing("committing first offsets"))
+        let list = positions::list(&found)?;
+        let (consumer, member) = (Arc::clone(self.shared()), member_config(config));
+        blocking(move || match consumer.commit(&list, CommitMode::Sync) {
+            Err(error) if positions::is_for_members(&error) => positions::join(member, &list),
+            committed => committed.map_err(while_doing("committing first offsets")),
+        })
+        .await
     }
 
     /// The ends of the topics' partitions, as of now.
@@ -255,8 +257,8 @@ impl Log {
         blocking(move || {
             let mut ends = Vec::new();
             for topic in topics {
-                for number in partition_numbers(&consumer, &topic)? {
-                    let ends_of = consumer.fetch_watermarks(&topic, number, ANSWER_MAX);
+                for number in positions::partition_numbers(&*consumer, &topic)? {
+                    let ends_of = consumer.fetch_watermarks(&topic, number, positions::ANSWER_MAX);
                     let (_, high) = ends_of.map_err(while_doing("reading a partition's ends"))?;
                     ends.push((Partition { topic: topic.clone(), number }, high));
                 }
@@ -271,10 +273,10 @@ impl Log {
         let consumer = Arc::clone(self.shared());
         blocking(move || {
             let committed = consumer
-                .committed_offsets(position_list(&ends)?, ANSWER_MAX)
+                .committed_offsets(positions::list(&ends)?, positions::ANSWER_MAX)
                 .map_err(while_doing("reading committed offsets"))?;
             let reached = |(partition, end): &(Partition, i64)| {
-                let at = offset_of(&committed, &partition.topic, partition.number);
+                let at = positions::offset_of(&committed, &partition.topic, partition.number);
                 at.is_some_and(|it| it >= *end)
             };
             Ok(ends.iter().all(reached))
@@ -283,7 +285,8 @@ impl Log {
     }
 
     /// Which of `topics` have a partition whose position is missing, out of range, or older than
-    /// `age_max`, with the positions from which reading may start instead (their ends).
+    /// `age_max`, with the positions from which reading may start instead (their ends); and which
+    /// topics are not there.
     ///
     /// Nothing is committed here: whoever is affected must first note durably that it is owed a
     /// sweep. Blocks for network answers, so it runs on a blocking thread.
@@ -291,14 +294,14 @@ impl Log {
         &self,
         topics: Vec<String>,
         age_max: Duration,
-    ) -> Result<Vec<(Partition, i64)>, LogError> {
+    ) -> Result<Positions, LogError> {
         let consumer = Arc::clone(self.shared());
         blocking(move || {
-            let mut lost = Vec::new();
+            let mut found = Positions::default();
             for topic in topics {
-                lost.extend(lost_of_topic(&consumer, &topic, age_max)?);
+                found.look_at(&*consumer, topic, age_max)?;
             }
-            Ok(lost)
+            Ok(found)
         })
         .await
     }
@@ -329,78 +332,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(asking).await.unwrap_or_else(|_panicked| {
         Err(LogError { doing: "reading positions", source: KafkaError::Canceled })
     })
-}
-
-fn partition_numbers(
-    consumer: &StreamConsumer<LogContext>,
-    topic: &str,
-) -> Result<Vec<i32>, LogError> {
-    let metadata = consumer
-        .fetch_metadata(Some(topic), ANSWER_MAX)
-        .map_err(while_doing("reading a topic's partitions"))?;
-    let topics = metadata.topics().iter();
-    Ok(topics.flat_map(|it| it.partitions().iter().map(|partition| partition.id())).collect())
-}
-
-fn position_list(positions: &[(Partition, i64)]) -> Result<TopicPartitionList, LogError> {
-    let mut list = TopicPartitionList::with_capacity(positions.len());
-    for (partition, offset) in positions {
-        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))
-            .map_err(while_doing("naming a position"))?;
-    }
-    Ok(list)
-}
-
-fn lost_of_topic(
-    consumer: &StreamConsumer<LogContext>,
-    topic: &str,
-    age_max: Duration,
-) -> Result<Vec<(Partition, i64)>, LogError> {
-    let numbers = partition_numbers(consumer, topic)?;
-    let mut wanted = TopicPartitionList::new();
-    let mut aged = TopicPartitionList::new();
-    let oldest_ms = oldest_trusted_ms(age_max);
-    for &number in &numbers {
-        wanted.add_partition(topic, number);
-        aged.add_partition_offset(topic, number, Offset::Offset(oldest_ms))
-            .map_err(while_doing("naming a position"))?;
-    }
-    let committed = consumer
-        .committed_offsets(wanted, ANSWER_MAX)
-        .map_err(while_doing("reading committed offsets"))?;
-    let first_trusted = consumer
-        .offsets_for_times(aged, ANSWER_MAX)
-        .map_err(while_doing("reading offsets by time"))?;
-
-    let mut lost = Vec::new();
-    for number in numbers {
-        let (low, high) = consumer
-            .fetch_watermarks(topic, number, ANSWER_MAX)
-            .map_err(while_doing("reading a partition's ends"))?;
-        let trusted_from = offset_of(&first_trusted, topic, number).unwrap_or(high);
-        let position = offset_of(&committed, topic, number);
-        let fine = position.is_some_and(|at| {
-            let in_range = low <= at && at <= high;
-            in_range && (at == high || trusted_from <= at)
-        });
-        if !fine {
-            lost.push((Partition { topic: topic.to_owned(), number }, high));
-        }
-    }
-    Ok(lost)
-}
-
-fn offset_of(list: &TopicPartitionList, topic: &str, number: i32) -> Option<i64> {
-    match list.find_partition(topic, number)?.offset() {
-        Offset::Offset(offset) => Some(offset),
-        _ => None,
-    }
-}
-
-/// Records before this time (in ms since the Unix epoch) may lack predecessors that compaction
-/// has eaten.
-fn oldest_trusted_ms(age_max: Duration) -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let oldest = now.saturating_sub(age_max.saturating_sub(CLOCK_MARGIN));
-    i64::try_from(oldest.as_millis()).unwrap_or(i64::MAX)
 }

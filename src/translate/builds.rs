@@ -28,6 +28,9 @@ const LOAD_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// table or its privileges, which no file tells.
 const SUSPENDED_LOOK_AFTER: Duration = Duration::from_secs(10);
 
+/// Before topics that were not there are looked for again: capture makes them when it starts.
+const MISSING_LOOK_AFTER: Duration = Duration::from_secs(5);
+
 /// Where a build stands with its sweep.
 #[derive(Debug)]
 enum Sweep {
@@ -71,6 +74,8 @@ pub struct Builds {
     suspended: BTreeSet<String>,
     /// Collections whose mapping has a mistake.
     frozen: BTreeSet<String>,
+    /// Tables whose topic was not there at the last load.
+    missing: BTreeSet<TableName>,
     loaded_once: bool,
     /// Collections whose pending sweeps were last counted.
     counted: BTreeMap<String, usize>,
@@ -83,7 +88,8 @@ pub struct Change {
     pub removed: Vec<BuildId>,
     /// Collections known before: whether their documents follow every change.
     pub live: BTreeMap<String, bool>,
-    pub first: bool,
+    /// The topics to follow may be others than before, also if nothing was added.
+    pub follow: bool,
     pub again: bool,
 }
 
@@ -108,6 +114,7 @@ impl Builds {
             load_at: None,
             suspended: BTreeSet::new(),
             frozen: BTreeSet::new(),
+            missing: BTreeSet::new(),
             loaded_once: false,
             counted: BTreeMap::new(),
         }
@@ -129,8 +136,9 @@ impl Builds {
     }
 
     /// Every table whose topic the builds follow.
-    pub fn published_tables(&self) -> BTreeSet<TableName> {
-        self.served.values().flat_map(|it| published(&it.build.plan)).collect()
+    pub fn followed_tables(&self) -> BTreeSet<TableName> {
+        let published = self.served.values().flat_map(|it| published(&it.build.plan));
+        published.filter(|it| !self.missing.contains(it)).collect()
     }
 
     /// Starts a load, unless one is running; then another follows it.
@@ -149,7 +157,7 @@ impl Builds {
         Some(Request {
             known: self.known.clone(),
             active: active.collect(),
-            followed: self.published_tables(),
+            followed: self.followed_tables(),
             first: !self.loaded_once,
             sweep_all: self.sweep_all && !self.loaded_once,
         })
@@ -182,6 +190,8 @@ impl Builds {
             self.load_at = Some(Instant::now() + SUSPENDED_LOOK_AFTER);
         }
         self.frozen = loaded.frozen.clone();
+        let found = self.missing.iter().any(|it| !loaded.missing.contains(it));
+        self.note_missing(loaded.missing);
         let removed = self.outdated(&wanted, &valid, &loaded.frozen);
         let live = |it: &Served| {
             let name = it.build.plan.name.as_str();
@@ -197,7 +207,7 @@ impl Builds {
         }
         let added = loaded.prepared.into_iter().filter(|it| !it.active).collect::<Vec<_>>();
         let added = added.into_iter().map(|it| self.add(it)).collect();
-        Ok(Change { added, removed, live, first, again })
+        Ok(Change { added, removed, live, follow: first || found, again })
     }
 
     /// Builds that nobody wants any more. A serving one stays until its successor serves.
@@ -288,6 +298,18 @@ impl Builds {
             Sweep::Owed { .. } | Sweep::Running { .. } => None,
         });
         sweeps.chain(self.load_at).min()
+    }
+
+    /// A topic that is missing is looked for again; its collections serve meanwhile.
+    fn note_missing(&mut self, missing: BTreeSet<TableName>) {
+        for table in missing.difference(&self.missing) {
+            tracing::warn!(%table, "its topic is not there yet; capture makes it, or `onelog prepare`");
+        }
+        if !missing.is_empty() {
+            let at = Instant::now() + MISSING_LOOK_AFTER;
+            self.load_at = Some(self.load_at.map_or(at, |it| it.min(at)));
+        }
+        self.missing = missing;
     }
 
     /// Remembers a collection that was suspended, to look at it again.

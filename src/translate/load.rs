@@ -13,6 +13,7 @@ use crate::causes::with_causes;
 use crate::elasticsearch::index::AliasState;
 use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
 use crate::kafka::consumer::Log;
+use crate::kafka::positions::Positions;
 use crate::mapping::catalog;
 use crate::mapping::plan::{CollectionPlan, TableName};
 use crate::mapping::resolve::{ResolveError, resolve};
@@ -38,6 +39,8 @@ pub struct Loaded {
     pub(super) known: catalog::KnownFiles,
     /// Indices whose builds are owed a sweep, besides the prepared ones.
     pub(super) owed: BTreeSet<String>,
+    /// Published tables whose topic is not there yet: capture makes it when it starts.
+    pub(super) missing: BTreeSet<TableName>,
 }
 
 pub(super) struct Prepared {
@@ -78,8 +81,8 @@ pub async fn load(
         }
     }
     unmark_the_others(context, tools, (&prepared, &frozen), &request).await?;
-    let owed = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
-    Ok(Loaded { prepared, frozen, known, owed })
+    let (owed, missing) = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
+    Ok(Loaded { prepared, frozen, known, owed, missing })
 }
 
 /// Takes the mark away from every index that nobody fills from now on: its mapping is broken or
@@ -201,7 +204,7 @@ async fn settle_positions(
     tools: &Tools,
     log: &Log,
     (prepared, request): (&mut [Prepared], &Request),
-) -> Result<BTreeSet<String>, TranslateError> {
+) -> Result<(BTreeSet<String>, BTreeSet<TableName>), TranslateError> {
     let config = &context.config.kafka;
     let mut topics: BTreeMap<String, TableName> = BTreeMap::new();
     for table in prepared.iter().flat_map(|it| published(&it.plan)) {
@@ -210,7 +213,8 @@ async fn settle_positions(
         }
     }
     let names = topics.keys().cloned().collect();
-    let lost = log.lost_positions(names, config.min_compaction_lag).await?;
+    let Positions { lost, missing } = log.lost_positions(names, config.min_compaction_lag).await?;
+    let missing = missing.iter().filter_map(|it| topics.get(it).cloned()).collect();
     let tables: BTreeSet<&TableName> =
         lost.iter().filter_map(|(partition, _)| topics.get(&partition.topic)).collect();
     let mut owed = BTreeSet::new();
@@ -236,8 +240,8 @@ async fn settle_positions(
             "reading from its end"
         );
     }
-    log.commit_lost(lost).await?;
-    Ok(owed)
+    log.commit_lost(config, lost).await?;
+    Ok((owed, missing))
 }
 
 /// The tables of the plan whose changes reach the log.

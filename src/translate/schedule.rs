@@ -305,11 +305,11 @@ impl Stage {
         for build in &change.added {
             self.router.add(build.id, &build.plan);
         }
-        if !change.added.is_empty() || change.first {
+        if !change.added.is_empty() || change.follow {
             let config = &self.context.config.kafka;
             let topics: Vec<String> = self
                 .builds
-                .published_tables()
+                .followed_tables()
                 .iter()
                 .map(|it| config.entity_topic(&it.namespace, &it.name))
                 .collect();
