@@ -40,9 +40,9 @@ sql = "SELECT parent_id, id, note FROM child"
 
 /// What is done when, in paces of 20 ms: every insert, and 300 or 700 ms later its end.
 fn plan() -> Vec<Vec<String>> {
-    let mut paces = vec![Vec::new(); usize::try_from(PAIRS).unwrap() + 36];
+    let mut paces = vec![Vec::new(); usize::try_from(PAIRS).expect("it fits") + 36];
     for nth in 0..PAIRS {
-        let at = usize::try_from(nth).unwrap();
+        let at = usize::try_from(nth).expect("it fits");
         let parent = 1 + nth * 7 % PARENTS;
         paces[at].push(format!("INSERT INTO child VALUES ({nth}, {parent}, 'new')"));
         let other = 1 + (parent + 13) % PARENTS;
