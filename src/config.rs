@@ -111,6 +111,8 @@ pub struct TranslateConfig {
     pub poll_interval: Duration,
     /// Zero: never.
     pub audit_interval: Duration,
+    /// How often the catalog is looked at for changes that have no event.
+    pub fingerprint_interval: Duration,
     /// Connections to Postgres that read documents, and so the most reads at once.
     pub connections: usize,
     /// Most keys that one read asks for.

@@ -6,6 +6,7 @@
 pub mod advice;
 pub mod catalog;
 pub mod file;
+pub mod fingerprint;
 pub mod impact;
 pub mod key_sql;
 pub mod plan;

@@ -147,6 +147,8 @@ metrics! {
     sweep_left_seconds: IntGaugeVec ["collection"],
     /// Loads of the mapping files, by result.
     mapping_reloads_total: IntCounterVec ["result"],
+    /// Looks at the catalog for changes that have no event, by outcome: same, changed, error.
+    fingerprint_looks_total: IntCounterVec ["outcome"],
     /// 1 for a collection whose documents follow every change; 0 while it is built for the first
     /// time, or frozen by a mistake in its mapping, or without a mapping file.
     collection_live: IntGaugeVec ["collection"],
@@ -166,6 +168,9 @@ impl Metrics {
         }
         for result in ["ok", "mistakes"] {
             self.mapping_reloads_total.with_label_values(&[result]);
+        }
+        for outcome in ["same", "changed", "error"] {
+            self.fingerprint_looks_total.with_label_values(&[outcome]);
         }
     }
 }

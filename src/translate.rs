@@ -15,6 +15,7 @@ pub mod builds;
 pub mod claims;
 pub mod epoch;
 pub mod fanout;
+pub mod fingerprint;
 pub mod intake;
 pub mod load;
 pub mod lookup;

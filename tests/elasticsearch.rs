@@ -82,6 +82,7 @@ fn plan(hash: &str) -> CollectionPlan {
         },
         entries: vec![entry(Nest::Top, top), entry(Nest::Many("sites".to_owned()), nested)],
         hash: hash.to_owned(),
+        fingerprint: Default::default(),
     }
 }
 

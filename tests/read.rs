@@ -119,6 +119,7 @@ fn plan(key_type: &str, entries: &[(&str, Nest, bool)]) -> CollectionPlan {
         settings: CollectionSettings::default(),
         entries: entries.iter().map(entry).collect(),
         hash: String::new(),
+        fingerprint: Default::default(),
     }
 }
 

@@ -64,6 +64,7 @@ fn config(test: &str) -> Config {
             mappings: "connectors".into(),
             poll_interval: Duration::ZERO,
             audit_interval: Duration::ZERO,
+            fingerprint_interval: Duration::from_secs(5),
             connections: 1,
             keys_per_read: 1,
             pending_keys_max: 1,

@@ -258,6 +258,7 @@ fn translate(source: &Source<'_>, mut table: Table<'_, '_>, folder: &Path) -> Tr
     });
     let poll_interval = table.take_interval("poll_interval");
     let audit_interval = table.take_interval("audit_interval");
+    let fingerprint_interval = table.take_duration("fingerprint_interval", WAIT);
     let connections = count(&mut table, "connections", 1..=1000);
     let keys_per_read = count(&mut table, "keys_per_read", 1..=100_000);
     let pending_keys_max = count(&mut table, "pending_keys_max", 1..=100_000_000);
@@ -268,6 +269,7 @@ fn translate(source: &Source<'_>, mut table: Table<'_, '_>, folder: &Path) -> Tr
         mappings: folder.join(mappings.unwrap_or_else(|| "connectors".to_owned())),
         poll_interval: poll_interval.unwrap_or(Duration::from_secs(30)),
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(60 * 60)),
+        fingerprint_interval: fingerprint_interval.unwrap_or(Duration::from_secs(5)),
         connections: connections.unwrap_or(4),
         keys_per_read: keys_per_read.unwrap_or(500),
         pending_keys_max: pending_keys_max.unwrap_or(100_000),

@@ -172,6 +172,7 @@ pub(crate) fn test_plan(entries: &[(crate::mapping::Nest, bool)]) -> CollectionP
         settings: CollectionSettings::default(),
         entries: entries.iter().map(entry).collect(),
         hash: "0".repeat(12),
+        fingerprint: Default::default(),
     }
 }
 

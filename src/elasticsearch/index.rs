@@ -113,15 +113,22 @@ impl Elasticsearch {
     }
 
     /// Notes how far the sweep of era `swept.era` has come. False: that sweep is void meanwhile,
-    /// and nothing was noted.
+    /// and nothing was noted. `fingerprint` is what the sweep's build was resolved in: a sweep is
+    /// not to be resumed by a build of another one (A11).
     ///
     /// # Errors
     /// As [`Elasticsearch::mark_built`].
-    pub async fn note_swept(&self, index: &str, swept: &SweptTo) -> Result<bool, ElasticError> {
+    pub async fn note_swept(
+        &self,
+        index: &str,
+        swept: &SweptTo,
+        fingerprint: String,
+    ) -> Result<bool, ElasticError> {
         self.alter_note(index, |meta| {
             let counts = meta.era == swept.era && !meta.built;
             if counts {
                 meta.swept = Some(swept.clone());
+                meta.fingerprint = fingerprint;
             }
             counts
         })
@@ -132,12 +139,18 @@ impl Elasticsearch {
     ///
     /// # Errors
     /// As [`Elasticsearch::mark_built`].
-    pub async fn finish_sweep(&self, index: &str, era: u64) -> Result<bool, ElasticError> {
+    pub async fn finish_sweep(
+        &self,
+        index: &str,
+        era: u64,
+        fingerprint: String,
+    ) -> Result<bool, ElasticError> {
         self.alter_note(index, |meta| {
             let counts = meta.era == era;
             if counts {
                 meta.built = true;
                 meta.swept = None;
+                meta.fingerprint = fingerprint;
             }
             counts
         })

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::mapping::fingerprint::Fingerprint;
 use crate::mapping::{CollectionSettings, Entry};
+use crate::relation::ReplicaIdentity;
 
 /// A collection whose SQL has been resolved by Postgres.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +17,8 @@ pub struct CollectionPlan {
     pub entries: Vec<EntryPlan>,
     /// Hex, 12 digits: changes whenever the documents or the index's field types would.
     pub hash: String,
+    /// Of every relation read, views too, with the columns that are read (A11).
+    pub fingerprint: Fingerprint,
 }
 
 impl CollectionPlan {
@@ -23,6 +27,23 @@ impl CollectionPlan {
         let all: BTreeSet<_> =
             self.entries.iter().flat_map(|it| it.tables.iter().map(|t| t.name.clone())).collect();
         all.into_iter().collect()
+    }
+
+    /// Under which names the changes of the tables come whose changes are published.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        let tables = self.entries.iter().flat_map(|it| &it.tables);
+        tables.filter(|it| it.published).flat_map(|it| &it.sources)
+    }
+
+    /// Whether changes are followed in the same way by both: tables, paths, what polls. Where
+    /// things stand in the file does not count.
+    pub fn follows_as(&self, other: &Self) -> bool {
+        let both = || self.entries.iter().zip(&other.entries);
+        self.entries.len() == other.entries.len()
+            && both().all(|(one, two)| {
+                (&one.canonical_sql, &one.tables, &one.paths, &one.poll_reasons)
+                    == (&two.canonical_sql, &two.tables, &two.paths, &two.poll_reasons)
+            })
     }
 
     /// Why the collection must be swept on a timer; empty when every change has a path.
@@ -90,10 +111,24 @@ pub struct TableRead {
     pub oid: u32,
     /// The columns that the SQL reads; None: all of them (a whole-row use, A7).
     pub columns: Option<BTreeSet<String>>,
+    /// All its partitions and all that inherit from it are published.
     pub published: bool,
+    /// Of the table, and of each that belongs to it; None: they differ.
+    pub identity: Option<ReplicaIdentity>,
+    pub sources: Vec<Source>,
     /// Columns that must be in the old image for the paths to be complete, but that the table's
     /// replica identity does not hold (B14).
     pub identity_lacks: BTreeSet<String>,
+}
+
+/// Where a table's changes are to be found in the log.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// The table that gives the topic its name: the root, when the table is a partition.
+    pub topic: TableName,
+    /// Which of the topic's records are the table's, by the name of the table that they are of;
+    /// None: all. So it is with a root, whose newest partition nobody has told us of yet.
+    pub members: Option<BTreeSet<TableName>>,
 }
 
 /// How a changed row of one occurrence of a table leads to the keys it touches.

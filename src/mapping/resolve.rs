@@ -6,6 +6,7 @@
 //! a view costs an xid and catalog WAL. It never runs the SQL.
 
 mod catalog;
+mod family;
 pub mod place;
 mod refusal;
 
@@ -18,6 +19,7 @@ use tokio_postgres::error::SqlState;
 
 use self::catalog::{Reached, reach};
 use self::place::{at_character, in_key, in_sql};
+use crate::mapping::fingerprint::{FINGERPRINT_SQL, Fingerprint, FingerprintError};
 use crate::mapping::impact::{self, Analysis, AnalysisInput};
 use crate::mapping::plan::{CollectionPlan, EntryPlan, OutputColumn, TableRead, quote_identifier};
 use crate::mapping::{Collection, Entry, Nest};
@@ -37,13 +39,15 @@ pub enum ResolveError {
         #[source]
         source: tokio_postgres::Error,
     },
+    #[error(transparent)]
+    Fingerprint(#[from] FingerprintError),
 }
 
 impl ResolveError {
     /// Whether trying again may help without anyone's doing.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Mistakes(_) => false,
+            Self::Mistakes(_) | Self::Fingerprint(_) => false,
             Self::Postgres { .. } => true,
         }
     }
@@ -54,7 +58,9 @@ fn failed(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> ResolveError
 }
 
 /// The limits keep a load from waiting behind the application's DDL, or from holding it up.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+/// Everything is asked of one snapshot, the one that the fingerprint is of: what somebody changes
+/// meanwhile shows at the next look (A11).
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; \
     SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'";
 
 const CREATE: &str = "CREATE TEMP VIEW onelog_entry AS ";
@@ -73,6 +79,7 @@ pub async fn resolve(
     collection: &Collection,
 ) -> Result<CollectionPlan, ResolveError> {
     let (mut mistakes, mut entries, mut definitions) = (Vec::new(), Vec::new(), Vec::new());
+    let mut fingerprint = Fingerprint::default();
     for entry in &collection.entries {
         let doing = "opening a transaction to resolve a mapping";
         client.batch_execute(BEGIN).await.map_err(failed(doing))?;
@@ -81,10 +88,11 @@ pub async fn resolve(
         match resolved {
             Ok((plan, reached)) => {
                 entries.push(plan);
+                fingerprint.merge(reached.fingerprint);
                 definitions.extend(reached.views);
             }
             Err(ResolveError::Mistakes(Mistakes(found))) => mistakes.extend(found),
-            Err(error @ ResolveError::Postgres { .. }) => return Err(error),
+            Err(error) => return Err(error),
         }
         rolled_back.map_err(failed("rolling back the view of a mapping"))?;
     }
@@ -104,6 +112,7 @@ pub async fn resolve(
         settings: collection.settings.clone(),
         entries,
         hash: String::new(),
+        fingerprint,
     };
     definitions.sort();
     definitions.dedup();
@@ -209,7 +218,8 @@ async fn resolve_entry(
         .iter()
         .map(|it| OutputColumn { name: it.get(0), type_oid: it.get(1), type_name: it.get(2) })
         .collect();
-    let reached = reach(client, view, publication).await.map_err(failed(doing))?;
+    let mut reached = reach(client, view, publication).await.map_err(failed(doing))?;
+    reached.fingerprint = fingerprint(client, &reached, publication).await?;
     check_privileges(client, entry, &reached).await?;
     check_key(client, entry, &columns).await?;
     let analysis = impact::analyze(&AnalysisInput {
@@ -220,12 +230,16 @@ async fn resolve_entry(
         key_equal_image: reached.outputs.iter().any(|it| it.name == entry.key && it.equal_image),
         functions: &reached.functions,
     });
+    let tables = table_reads(&reached, &analysis);
+    for (table, read) in tables.iter().filter_map(|it| Some((it.oid, it.columns.as_ref()?))) {
+        reached.fingerprint.keep_columns(table, read);
+    }
     let plan = EntryPlan {
         entry: entry.clone(),
         ordered: impact::parse_select(&canonical_sql).is_some_and(|it| !it.sort_clause.is_empty()),
         canonical_sql,
         columns,
-        tables: table_reads(&reached, &analysis),
+        tables,
         paths: analysis.paths,
         poll_reasons: analysis.poll_reasons,
     };
@@ -334,6 +348,20 @@ async fn check_key(
     }
 }
 
+async fn fingerprint(
+    client: &Client,
+    reached: &Reached,
+    publication: &str,
+) -> Result<Fingerprint, ResolveError> {
+    let oids: Vec<String> = reached.oids.iter().map(u32::to_string).collect();
+    let rows = client.query(FINGERPRINT_SQL, &[&oids, &publication]).await;
+    let mut fingerprint = Fingerprint::default();
+    for row in rows.map_err(failed("taking the fingerprint of what a mapping reads"))? {
+        fingerprint.add(row.get(0), row.get(1))?;
+    }
+    Ok(fingerprint)
+}
+
 fn table_reads(reached: &Reached, analysis: &Analysis) -> Vec<TableRead> {
     let lockable = reached.tables.values().filter(|it| reached.lockable.contains(&it.name));
     lockable
@@ -350,6 +378,8 @@ fn table_reads(reached: &Reached, analysis: &Analysis) -> Vec<TableRead> {
                 oid: facts.oid,
                 columns: (!whole).then_some(columns),
                 published: facts.published,
+                identity: reached.identities.get(name).copied(),
+                sources: reached.sources.get(name).cloned().unwrap_or_default(),
                 identity_lacks: lacks,
             }
         })

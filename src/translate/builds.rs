@@ -15,7 +15,7 @@ use crate::document::pending::BuildId;
 use crate::health::{CollectionHealth, CollectionState};
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
-use crate::translate::load::{Loaded, Prepared, Request, published};
+use crate::translate::load::{Known, Loaded, Prepared, Request, published};
 use crate::translate::sweep::{Order, Purpose, Reached};
 use crate::translate::{Build, TranslateError};
 
@@ -151,9 +151,10 @@ impl Builds {
             return None;
         }
         self.loading = true;
-        let active = self.served.values().map(|it| {
-            (it.build.index.as_ref().to_owned(), published(&it.build.plan).into_iter().collect())
-        });
+        let active = self
+            .served
+            .values()
+            .map(|it| (it.build.index.as_ref().to_owned(), Arc::clone(&it.build)));
         Some(Request {
             known: self.known.clone(),
             active: active.collect(),
@@ -192,7 +193,9 @@ impl Builds {
         self.frozen = loaded.frozen.clone();
         let found = self.missing.iter().any(|it| !loaded.missing.contains(it));
         self.note_missing(loaded.missing);
-        let removed = self.outdated(&wanted, &valid, &loaded.frozen);
+        let mut removed = self.outdated(&wanted, &valid, &loaded.frozen);
+        removed.extend(self.replaced(&loaded.prepared));
+        self.take_intervals(&loaded.prepared);
         let live = |it: &Served| {
             let name = it.build.plan.name.as_str();
             it.serving && valid.contains(name) && !loaded.frozen.contains(name)
@@ -205,7 +208,8 @@ impl Builds {
                 served.owe(None);
             }
         }
-        let added = loaded.prepared.into_iter().filter(|it| !it.active).collect::<Vec<_>>();
+        let added = loaded.prepared.into_iter().filter(|it| it.known != Known::Same);
+        let added = added.collect::<Vec<_>>();
         let added = added.into_iter().map(|it| self.add(it)).collect();
         Ok(Change { added, removed, live, follow: first || found, again })
     }
@@ -225,6 +229,32 @@ impl Builds {
             !(it.serving && valid.contains(name))
         };
         self.served.values().filter(gone).map(|it| it.build.id).collect()
+    }
+
+    /// Builds whose plan is out of date: what is prepared takes their place on the same index, and
+    /// is owed a sweep, so that nothing is lost with what they had pending.
+    fn replaced(&self, prepared: &[Prepared]) -> Vec<BuildId> {
+        let replaces = |index: &str| {
+            prepared.iter().any(|it| it.known == Known::Replaces && it.index == index)
+        };
+        let builds = self.served.values().map(|it| &it.build);
+        builds.filter(|it| replaces(&it.index)).map(|it| it.id).collect()
+    }
+
+    /// A file may ask for other intervals without anything else having changed.
+    fn take_intervals(&mut self, prepared: &[Prepared]) {
+        for it in prepared.iter().filter(|it| it.known == Known::Same) {
+            let served = self.served.values_mut().filter(|old| *old.build.index == *it.index);
+            for served in served.filter(|old| old.interval != it.interval) {
+                served.interval = it.interval;
+                served.timed = it.interval.map(|it| Instant::now() + it);
+            }
+        }
+    }
+
+    /// Every build.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Build>> {
+        self.served.values().map(|it| &it.build)
     }
 
     fn add(&mut self, prepared: Prepared) -> Arc<Build> {

@@ -5,19 +5,19 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::document::DocumentKey;
-use crate::translate::BuildId;
 
-/// The keys being written, shared by refreshes and sweeps.
+/// The keys being written, by index, shared by refreshes and sweeps. Two builds may fill the same
+/// index for a while: one with the paths of before, and its successor.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
-    taken: Arc<Mutex<HashSet<(BuildId, DocumentKey)>>>,
+    taken: Arc<Mutex<HashSet<(Arc<str>, DocumentKey)>>>,
 }
 
 /// Keys claimed by one writer; free again when dropped.
 #[derive(Debug)]
 pub struct Claimed {
     claims: Claims,
-    build: BuildId,
+    index: Arc<str>,
     keys: Vec<DocumentKey>,
 }
 
@@ -25,12 +25,13 @@ impl Claims {
     /// Claims those of `keys` that nobody writes; the others are returned beside.
     pub fn claim(
         &self,
-        build: BuildId,
+        index: &Arc<str>,
         keys: impl IntoIterator<Item = DocumentKey>,
     ) -> (Claimed, Vec<DocumentKey>) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mine, busy) = keys.into_iter().partition(|key| taken.insert((build, key.clone())));
-        (Claimed { claims: self.clone(), build, keys: mine }, busy)
+        let (mine, busy) =
+            keys.into_iter().partition(|key| taken.insert((Arc::clone(index), key.clone())));
+        (Claimed { claims: self.clone(), index: Arc::clone(index), keys: mine }, busy)
     }
 }
 
@@ -38,7 +39,7 @@ impl Drop for Claimed {
     fn drop(&mut self) {
         let mut taken = self.claims.taken.lock().unwrap_or_else(PoisonError::into_inner);
         for key in self.keys.drain(..) {
-            taken.remove(&(self.build, key));
+            taken.remove(&(Arc::clone(&self.index), key));
         }
     }
 }
@@ -53,15 +54,16 @@ mod tests {
             names.iter().map(|&it| DocumentKey(it.to_owned())).collect()
         };
         let claims = Claims::default();
-        let (first, busy) = claims.claim(1, keys(&["a", "b"]));
+        let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
+        let (first, busy) = claims.claim(&one, keys(&["a", "b"]));
         assert_eq!(busy, []);
-        let (second, busy) = claims.claim(1, keys(&["b", "c"]));
+        let (second, busy) = claims.claim(&one, keys(&["b", "c"]));
         assert_eq!(busy, keys(&["b"]));
-        let (_other_build, busy) = claims.claim(2, keys(&["a", "b", "c"]));
+        let (_other_index, busy) = claims.claim(&other, keys(&["a", "b", "c"]));
         assert_eq!(busy, []);
         drop(first);
         drop(second);
-        let (_all, busy) = claims.claim(1, keys(&["a", "b", "c"]));
+        let (_all, busy) = claims.claim(&one, keys(&["a", "b", "c"]));
         assert_eq!(busy, []);
     }
 }

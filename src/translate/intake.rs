@@ -44,7 +44,7 @@ impl Stage {
         let place = self.offsets.received(&partition, offset);
         let taken = match parse(message) {
             Ok(None) => Taken::Nothing,
-            Ok(Some(record)) => Taken::Change(Box::new(self.touching(&record))),
+            Ok(Some(record)) => Taken::Change(Box::new(self.touching(message.topic(), &record))),
             Err(error) => Taken::Bad(Box::new(OwnedRecord {
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
@@ -60,9 +60,9 @@ impl Stage {
         }
     }
 
-    fn touching(&self, record: &ChangeRecord<'_>) -> Touching {
+    fn touching(&self, topic: &str, record: &ChangeRecord<'_>) -> Touching {
         Touching {
-            touched: self.router.touched(record),
+            touched: self.router.touched(topic, record),
             cause: record.cause,
             commit_us: record.commit_us,
             same_system: record.system_id == self.tools.identity.system_id,

@@ -5,6 +5,7 @@
 //! then the position is committed. Whoever starts next finds that a sweep is owed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -15,17 +16,18 @@ use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptT
 use crate::kafka::consumer::Log;
 use crate::kafka::positions::Positions;
 use crate::mapping::catalog;
+use crate::mapping::fingerprint::Fingerprint;
 use crate::mapping::plan::{CollectionPlan, TableName};
 use crate::mapping::resolve::{ResolveError, resolve};
 use crate::mistake::{Mistake, Mistakes};
 use crate::postgres::client;
-use crate::translate::{Context, Reaction, Tools, TranslateError};
+use crate::translate::{Build, Context, Reaction, Tools, TranslateError};
 
 /// What a load must know of the stage.
 pub struct Request {
     pub(super) known: catalog::KnownFiles,
-    /// Index -> the tables that its build reads.
-    pub(super) active: BTreeMap<String, Vec<TableName>>,
+    /// Index -> its build.
+    pub(super) active: BTreeMap<String, Arc<Build>>,
     pub(super) followed: BTreeSet<TableName>,
     pub(super) first: bool,
     pub(super) sweep_all: bool,
@@ -54,7 +56,19 @@ pub(super) struct Prepared {
     pub(super) interval: Option<Duration>,
     /// Some changes reach its documents by sweeps only.
     pub(super) polls: bool,
-    pub(super) active: bool,
+    pub(super) known: Known,
+}
+
+/// How a prepared plan stands to the builds that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// No build fills the index.
+    New,
+    /// A build does, and follows changes as this plan would.
+    Same,
+    /// A build does, but what it was resolved against is not what there is now: this plan takes
+    /// its place, on the same index.
+    Replaces,
 }
 
 /// Reads the mapping files, has Postgres resolve them, and sees to their indices and positions.
@@ -165,7 +179,6 @@ async fn prepare(
     let alias = alias_name(&config.elasticsearch, &plan.name);
     let definition = IndexDefinition::new(&config.elasticsearch, &plan, system_id);
     let index = definition.index.clone();
-    let active = request.active.contains_key(&index);
     let translate = &config.translate;
     let settings = &plan.settings;
     let weak =
@@ -177,12 +190,18 @@ async fn prepare(
     let interval = wanted.into_iter().flatten().filter(|it| !it.is_zero()).min();
     tools.elastic.create(&definition).await?;
     let mut note = tools.elastic.meta(&index).await?;
-    // One that comes back after the first load was not live until now, so that what others read
-    // from the log meanwhile (its file was broken, or away) is missing.
-    if note.as_ref().is_some_and(IndexMeta::is_relied_on)
-        && !active
-        && (request.sweep_all || !request.first)
-    {
+    let (known, owed) = match request.active.get(&index) {
+        Some(build) => {
+            let replaces = is_outdated(&build.plan, &plan);
+            (if replaces { Known::Replaces } else { Known::Same }, replaces)
+        }
+        // One that comes back after the first load was not live until now, so that what others
+        // read from the log meanwhile (its file was broken, or away) is missing.
+        None if request.sweep_all || !request.first => (Known::New, true),
+        None => (Known::New, note.as_ref().is_some_and(|it| is_left_behind(it, &plan))),
+    };
+    let relied_on = note.as_ref().is_some_and(IndexMeta::is_relied_on);
+    if owed && (relied_on || known == Known::Replaces) {
         tools.elastic.mark_built(&index, false).await?;
         note = None;
     }
@@ -193,7 +212,34 @@ async fn prepare(
         AliasState::Missing => false,
         AliasState::IsAnIndex => return Err(TranslateError::AliasTaken { alias }),
     };
-    Ok(Prepared { plan, index, alias, serving, built, swept, interval, polls, active })
+    Ok(Prepared { plan, index, alias, serving, built, swept, interval, polls, known })
+}
+
+/// Whether an index was swept when what the SQL reads was something else than now: it changed
+/// while nobody looked.
+fn is_left_behind(meta: &IndexMeta, plan: &CollectionPlan) -> bool {
+    let changes = match Fingerprint::from_text(&meta.fingerprint) {
+        Some(swept) => swept.differences(&plan.fingerprint),
+        None => vec!["last swept by an older onelog".to_owned()],
+    };
+    if meta.is_relied_on() {
+        say_changes(plan, &changes);
+    }
+    !changes.is_empty()
+}
+
+/// Whether a build's plan is not what there is now, so that changes of rows may have been missed.
+fn is_outdated(old: &CollectionPlan, new: &CollectionPlan) -> bool {
+    let changes = old.fingerprint.differences(&new.fingerprint);
+    say_changes(new, &changes);
+    !changes.is_empty() || !old.follows_as(new)
+}
+
+fn say_changes(plan: &CollectionPlan, changes: &[String]) {
+    if !changes.is_empty() {
+        let collection = plan.name.as_str();
+        tracing::info!(collection, changes = changes.join(", "), "what the sql reads has changed");
+    }
 }
 
 /// Sees to it that reading can start: where a position is lost, first the marks of all indices
@@ -226,7 +272,8 @@ async fn settle_positions(
             owed.insert(it.index.clone());
         }
     }
-    for (index, read) in &request.active {
+    for (index, build) in &request.active {
+        let read = published(&build.plan);
         if read.iter().any(|table| tables.contains(table)) && !owed.contains(index) {
             tools.elastic.mark_built(index, false).await?;
             owed.insert(index.clone());
@@ -244,8 +291,7 @@ async fn settle_positions(
     Ok((owed, missing))
 }
 
-/// The tables of the plan whose changes reach the log.
+/// The tables that name the topics which the plan's changes come on.
 pub(super) fn published(plan: &CollectionPlan) -> BTreeSet<TableName> {
-    let tables = plan.entries.iter().flat_map(|it| &it.tables);
-    tables.filter(|it| it.published).map(|it| it.name.clone()).collect()
+    plan.sources().map(|it| it.topic.clone()).collect()
 }

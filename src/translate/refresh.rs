@@ -266,7 +266,7 @@ pub async fn write_documents(
     report: &mut Report,
 ) {
     let keys = versioned.documents.iter().map(|it| it.key.clone());
-    let (_claimed, busy) = tools.claims.claim(build.id, keys);
+    let (_claimed, busy) = tools.claims.claim(&build.index, keys);
     let busy: HashSet<DocumentKey> = busy.into_iter().collect();
     let (skipped, documents): (Vec<_>, Vec<_>) =
         versioned.documents.into_iter().partition(|it| busy.contains(&it.key));

@@ -2,7 +2,10 @@
 //!
 //! Both images count, the old and the new: a moved row leaves one document and enters another. A
 //! column that an image does not have means that the record was written under another definition
-//! of the table; then no path can be trusted and the collection is swept (A13).
+//! of the table; then no path can be trusted and the collection is swept (A13). So it is with an
+//! update without its old image, where the plan counts on one.
+//!
+//! Records are told by their topic first: a partition's come under its own name on its root's.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,6 +13,7 @@ use crate::document::DocumentKey;
 use crate::document::pending::BuildId;
 use crate::kafka::record::{ChangeRecord, Image, Op, Value};
 use crate::mapping::plan::{CollectionPlan, Path, TableName};
+use crate::relation::ReplicaIdentity;
 
 /// One path of one build: which query finds keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,12 +37,15 @@ pub struct Touched {
 struct Route {
     build: BuildId,
     entry: usize,
+    /// Whose records; None: all of the topic's.
+    members: Option<BTreeSet<TableName>>,
+    identity: ReplicaIdentity,
     /// What the entry reads of the table; None: all columns.
     columns: Option<BTreeSet<String>>,
     paths: Vec<(usize, Start)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Start {
     Key(String),
     Lookup {
@@ -52,12 +59,17 @@ enum Start {
 /// Which builds a table's changes concern.
 #[derive(Debug, Default)]
 pub struct Router {
-    by_table: HashMap<TableName, Vec<Route>>,
+    by_topic: HashMap<String, Vec<Route>>,
 }
 
 impl Router {
-    /// Routes the plan's tables to `build` from now on.
-    pub fn add(&mut self, build: BuildId, plan: &CollectionPlan) {
+    /// Routes the plan's tables to `build` from now on. `topic_of` names a table's topic.
+    pub fn add(
+        &mut self,
+        build: BuildId,
+        plan: &CollectionPlan,
+        topic_of: impl Fn(&TableName) -> String,
+    ) {
         for (nth, entry) in plan.entries.iter().enumerate() {
             for table in &entry.tables {
                 let paths = entry.paths.iter().enumerate().filter(|(_, it)| it.table == table.name);
@@ -71,43 +83,53 @@ impl Router {
                     };
                     (at, start)
                 });
-                let route = Route {
-                    build,
-                    entry: nth,
-                    columns: table.columns.clone(),
-                    paths: paths.collect(),
-                };
-                self.by_table.entry(table.name.clone()).or_default().push(route);
+                let paths: Vec<(usize, Start)> = paths.collect();
+                for source in &table.sources {
+                    let route = Route {
+                        build,
+                        entry: nth,
+                        members: source.members.clone(),
+                        // What nothing is known of promises least.
+                        identity: table.identity.unwrap_or(ReplicaIdentity::Default),
+                        columns: table.columns.clone(),
+                        paths: paths.clone(),
+                    };
+                    self.by_topic.entry(topic_of(&source.topic)).or_default().push(route);
+                }
             }
         }
     }
 
     /// Forgets a build.
     pub fn remove(&mut self, build: BuildId) {
-        for routes in self.by_table.values_mut() {
+        for routes in self.by_topic.values_mut() {
             routes.retain(|it| it.build != build);
         }
-        self.by_table.retain(|_, routes| !routes.is_empty());
+        self.by_topic.retain(|_, routes| !routes.is_empty());
     }
 
-    /// Every table that some build reads, sorted.
-    pub fn tables(&self) -> BTreeSet<TableName> {
-        self.by_table.keys().cloned().collect()
-    }
-
-    /// What the record touches in all builds.
-    pub fn touched(&self, record: &ChangeRecord<'_>) -> Touched {
+    /// What a record of `topic` touches in all builds.
+    pub fn touched(&self, topic: &str, record: &ChangeRecord<'_>) -> Touched {
         let mut touched = Touched::default();
         let table = TableName {
             namespace: record.namespace.clone().into_owned(),
             name: record.table.clone().into_owned(),
         };
-        for route in self.by_table.get(&table).into_iter().flatten() {
+        for route in self.by_topic.get(topic).into_iter().flatten() {
+            if route.members.as_ref().is_some_and(|it| !it.contains(&table)) {
+                continue;
+            }
             if record.op == Op::Truncate {
                 touched.sweeps.insert(route.build);
                 continue;
             }
-            if record.op == Op::Update && !record.columns_changed(route.columns.as_ref()) {
+            let columns = route.columns.as_ref();
+            if record.op == Op::Update && !record.columns_changed_under(route.identity, columns) {
+                continue;
+            }
+            let full = route.identity == ReplicaIdentity::Full;
+            if full && record.op == Op::Update && record.before.is_none() {
+                touched.sweeps.insert(route.build);
                 continue;
             }
             for image in [&record.before, &record.after].into_iter().flatten() {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::document::pending::BuildId;
 use crate::kafka::progress_record;
+use crate::mapping::plan::TableName;
 use crate::translate::refresh::Trouble;
 use crate::translate::stage::{Done, Origin, Stage};
 use crate::translate::sweep::{Demanded, SweepError};
@@ -60,6 +61,7 @@ impl Stage {
             }
             Done::Noted(now) => self.noted = now.unwrap_or(self.noted),
             Done::GivenUp => {}
+            Done::Fingerprint(taken) => self.on_fingerprint(taken),
             Done::Suspended(build) => self.suspended(build),
         }
         Ok(())
@@ -302,8 +304,10 @@ impl Stage {
         for id in change.removed {
             self.forget(id);
         }
+        let topics = self.context.config.kafka.clone();
         for build in &change.added {
-            self.router.add(build.id, &build.plan);
+            let topic_of = |it: &TableName| topics.entity_topic(&it.namespace, &it.name);
+            self.router.add(build.id, &build.plan, topic_of);
         }
         if !change.added.is_empty() || change.follow {
             let config = &self.context.config.kafka;
@@ -313,7 +317,11 @@ impl Stage {
                 .iter()
                 .map(|it| config.entity_topic(&it.namespace, &it.name))
                 .collect();
-            self.log.subscribe(&topics)?;
+            // A rebalance costs a second of everybody's, so not for what is followed already.
+            if topics != self.followed || change.first {
+                self.log.subscribe(&topics)?;
+                self.followed = topics;
+            }
         }
         if change.again {
             self.load_catalog();

@@ -28,7 +28,7 @@ use crate::translate::route::Router;
 use crate::translate::sweep::Demanded;
 use crate::translate::sweep::pace::LoadMeter;
 use crate::translate::{
-    Context, Tools, TranslateError, epoch, lookup, read_limits, refresh, sweep,
+    Context, Tools, TranslateError, epoch, fingerprint, lookup, read_limits, refresh, sweep,
 };
 
 /// Messages taken in before other things get their turn: a few milliseconds of work.
@@ -71,6 +71,7 @@ pub enum Done {
     /// The build's index says now that a sweep is owed to it.
     Suspended(BuildId),
     Buried(offsets::Ticket),
+    Fingerprint(fingerprint::Taken),
     /// How far the database is, if it could be asked.
     Noted(Option<epoch::Moment>),
 }
@@ -107,6 +108,10 @@ pub struct Stage {
     pub noted: epoch::Moment,
     pub committed: BTreeMap<Partition, i64>,
     pub paused: bool,
+    /// The topics that the log is read from.
+    pub followed: Vec<String>,
+    /// What the catalog said when it was last asked.
+    pub seen: fingerprint::Seen,
     /// Sweeps send keys here that a refresh must look at.
     pub demands: mpsc::Sender<Demanded>,
 }
@@ -186,6 +191,8 @@ pub async fn run_session(
         noted: now,
         committed: BTreeMap::new(),
         paused: false,
+        followed: Vec::new(),
+        seen: fingerprint::Seen::default(),
         demands,
     };
     stage.load_catalog();
@@ -212,6 +219,9 @@ impl Stage {
         let shutdown = self.context.shutdown.clone();
         let mut commit_timer = tokio::time::interval(COMMIT_EVERY);
         let mut note_timer = tokio::time::interval(NOTE_EVERY);
+        let look_every = self.context.config.translate.fingerprint_interval;
+        let mut look_timer = tokio::time::interval(look_every);
+        look_timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             // Here, as no message comes any more once the log is paused.
             self.note_rebalances()?;
@@ -245,14 +255,17 @@ impl Stage {
                 //    record of this epoch says that they are.
                 _ = note_timer.tick(), if self.builds.is_loaded() => self.note_progress(),
 
-                // 6. A mapping file changed, or SIGHUP.
+                // 6. Changes that have no event: a look at the catalog, beside everything else.
+                _ = look_timer.tick(), if !self.builds.closed => self.take_fingerprint(),
+
+                // 7. A mapping file changed, or SIGHUP.
                 Some(()) = changes.recv(), if !self.builds.closed => self.load_catalog(),
                 Some(()) = reload.recv(), if !self.builds.closed => self.load_catalog(),
 
-                // 7. A parked key, an owed sweep or a poll has waited long enough.
+                // 8. A parked key, an owed sweep or a poll has waited long enough.
                 () = tokio::time::sleep_until(wake.into()) => {}
 
-                // 8. The log, last: what is already here goes first.
+                // 9. The log, last: what is already here goes first.
                 message = log.consumer().recv(), if !self.builds.closed => {
                     match message {
                         Ok(message) => {

@@ -258,7 +258,8 @@ impl Sweeper {
         let elastic = &self.tools.elastic;
         let index = &self.build.index;
         elastic.refresh(index).await.map_err(|it| self.elastic(&it))?;
-        let finished = elastic.finish_sweep(index, self.era).await;
+        let fingerprint = self.build.plan.fingerprint.to_text();
+        let finished = elastic.finish_sweep(index, self.era, fingerprint).await;
         if !finished.map_err(|it| self.elastic(&it))? {
             return Err(SweepError::Void);
         }

@@ -300,6 +300,7 @@ number_of_replicas = 0
 [translate]
 poll_interval = "off"
 audit_interval = "off"
+fingerprint_interval = "500ms"
 {more_translate}
 [http]
 listen = "{http}"

@@ -55,6 +55,7 @@ const KEYS: [(&str, &[&str]); 6] = [
             "mappings",
             "poll_interval",
             "audit_interval",
+            "fingerprint_interval",
             "connections",
             "keys_per_read",
             "pending_keys_max",

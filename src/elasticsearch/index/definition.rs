@@ -28,6 +28,9 @@ pub struct IndexMeta {
     pub hash: String,
     /// Every document has been written once.
     pub built: bool,
+    /// Of what the SQL reads, as the build was resolved whose sweep has ended well, or has come as
+    /// far as `swept` says (A11); empty: none has.
+    pub fingerprint: String,
     /// Of the Postgres cluster: versions of another one can't be compared (rule 3).
     pub system_id: u64,
     /// Counts how often a sweep of the whole was owed anew.
@@ -51,7 +54,15 @@ pub struct SweptTo {
 impl IndexMeta {
     pub fn of(plan: &CollectionPlan, system_id: u64) -> Self {
         let (collection, hash) = (plan.name.clone(), plan.hash.clone());
-        Self { collection, hash, built: false, system_id, era: 0, swept: None }
+        Self {
+            collection,
+            hash,
+            built: false,
+            fingerprint: String::new(),
+            system_id,
+            era: 0,
+            swept: None,
+        }
     }
 
     /// Whether the index follows all changes, as a whole or in part: if it misses some, this is
@@ -66,6 +77,7 @@ impl IndexMeta {
             "collection": self.collection,
             "hash": self.hash,
             "built": self.built,
+            "fingerprint": self.fingerprint,
             "system_id": self.system_id.to_string(),
             "era": self.era,
         });
@@ -87,6 +99,8 @@ impl IndexMeta {
             collection: note.get("collection")?.as_str()?.to_owned(),
             hash: note.get("hash")?.as_str()?.to_owned(),
             built: note.get("built")?.as_bool()?,
+            // Older versions wrote none.
+            fingerprint: note.get("fingerprint").and_then(Value::as_str).unwrap_or("").to_owned(),
             system_id: note.get("system_id")?.as_str()?.parse().ok()?,
             era: note.get("era").and_then(Value::as_u64).unwrap_or(0),
             swept: note.get("swept").and_then(SweptTo::from_json),
@@ -187,6 +201,7 @@ mod tests {
             collection: "c".to_owned(),
             hash: "0123456789ab".to_owned(),
             built: true,
+            fingerprint: "{}".to_owned(),
             system_id: u64::MAX,
             era: 3,
             swept: Some(SweptTo { key: "k\"".to_owned(), fresh: true, documents: 7, era: 3 }),
@@ -196,7 +211,7 @@ mod tests {
             "collection": "c", "hash": "0123456789ab", "built": true,
             "system_id": u64::MAX.to_string(),
         }});
-        let expected = IndexMeta { era: 0, swept: None, ..meta };
+        let expected = IndexMeta { fingerprint: String::new(), era: 0, swept: None, ..meta };
         assert_eq!(IndexMeta::from_json(&older), Some(expected));
         assert_eq!(IndexMeta::from_json(&json!({})), None);
     }

@@ -9,8 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error};
 
+use super::family::{Family, families};
+use crate::mapping::fingerprint::Fingerprint;
 use crate::mapping::impact::facts::{ColumnFacts, FunctionFacts, TableFacts, Volatility};
-use crate::mapping::plan::TableName;
+use crate::mapping::plan::{Source, TableName};
+use crate::relation::ReplicaIdentity;
 
 /// Everything that a view reads, views within it opened up.
 #[derive(Debug, Default)]
@@ -26,6 +29,14 @@ pub(super) struct Reached {
     pub(super) outputs: Vec<ColumnFacts>,
     /// Columns that `pg_depend` lists.
     pub(super) columns: BTreeMap<TableName, BTreeSet<String>>,
+    /// Every relation that users made, views too.
+    pub(super) oids: BTreeSet<u32>,
+    /// Of `oids`; `resolve` fills it.
+    pub(super) fingerprint: Fingerprint,
+    /// Where the changes of each table are in the log.
+    pub(super) sources: BTreeMap<TableName, Vec<Source>>,
+    /// Of tables whose members all have the same.
+    pub(super) identities: BTreeMap<TableName, ReplicaIdentity>,
     /// Relations that the role may not SELECT from.
     pub(super) forbidden: Vec<TableName>,
 }
@@ -44,12 +55,10 @@ const DEPENDENCIES_SQL: &str = "\
       AND r.ev_class = $1 AND d.refobjid <> r.ev_class";
 
 const RELATIONS_SQL: &str = "\
-    SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text, \
-      c.relhassubclass, pg_catalog.row_security_active(c.oid), \
+    SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, \
+      pg_catalog.row_security_active(c.oid), \
       pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
-      c.oid < 16384 OR n.nspname IN ('pg_catalog', 'information_schema'), \
-      EXISTS (SELECT FROM pg_catalog.pg_publication_tables p WHERE p.pubname = $2 \
-        AND p.schemaname = n.nspname AND p.tablename = c.relname) \
+      c.oid < 16384 OR n.nspname IN ('pg_catalog', 'information_schema') \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.oid = ANY($1)";
 
@@ -112,8 +121,11 @@ pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Resu
             columns.entry(relation).or_default().extend(column);
         }
         let new: Vec<u32> = relations.into_iter().filter(|it| seen.insert(*it)).collect();
-        for row in client.query(RELATIONS_SQL, &[&new, &publication]).await? {
+        for row in client.query(RELATIONS_SQL, &[&new]).await? {
             let relation = Relation::read(&row);
+            if !relation.system {
+                reached.oids.insert(relation.oid);
+            }
             if !relation.selectable {
                 reached.forbidden.push(relation.name.clone());
             }
@@ -126,7 +138,9 @@ pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Resu
             }
         }
     }
-    add_tables(client, &tables, &mut reached).await?;
+    let oids: Vec<u32> = tables.keys().copied().collect();
+    let families = families(client, &oids, publication).await?;
+    add_tables(client, (&tables, families), &mut reached).await?;
     for (oid, relation) in &tables {
         let read = columns.remove(oid).unwrap_or_default();
         reached.columns.insert(relation.name.clone(), read);
@@ -172,52 +186,46 @@ struct Relation {
     oid: u32,
     name: TableName,
     kind: String,
-    identity: String,
-    has_children: bool,
     row_security: bool,
     selectable: bool,
     system: bool,
-    published: bool,
 }
 
 impl Relation {
+    /// One of a user's, whose rows are its own or its partitions'.
+    fn is_table(&self) -> bool {
+        matches!(self.kind.as_str(), "r" | "p") && !self.system
+    }
+
     fn read(row: &tokio_postgres::Row) -> Self {
         Self {
             oid: row.get(0),
             name: TableName { namespace: row.get(1), name: row.get(2) },
             kind: row.get(3),
-            identity: row.get(4),
-            has_children: row.get(5),
-            row_security: row.get(6),
-            selectable: row.get(7),
-            system: row.get(8),
-            published: row.get(9),
+            row_security: row.get(4),
+            selectable: row.get(5),
+            system: row.get(6),
         }
     }
 
-    fn obstacles(&self) -> Vec<String> {
+    fn obstacles(&self, family: &Family) -> Vec<String> {
         let name = &self.name;
         let mut obstacles = Vec::new();
         let mut say = |sentence: &str| obstacles.push(format!("{name} {sentence}"));
         match self.kind.as_str() {
             _ if self.system => say("is a system catalog, whose changes are not published"),
-            "r" if self.has_children => {
-                say("has inheritance children, whose changes come under their own names");
-            }
-            "r" => {}
-            "p" => say("is partitioned, which onelog cannot follow to a key yet"),
+            "r" | "p" => {}
             "m" => say("is a materialized view: its refresh is not published"),
             "f" => say("is a foreign table: its changes happen elsewhere"),
             "S" => say("is a sequence, whose changes are not published"),
             _ => say("is not a table"),
         }
-        if self.kind == "r" && !self.system && !self.published {
-            say("is not published, so its changes are not seen; add it to [postgres] tables and \
-                 run `onelog prepare`");
-        }
         if self.row_security {
             say("has row-level security that applies to the daemon's role: which rows it sees \
                  depends on the policies");
+        }
+        if self.is_table() {
+            obstacles.extend(family.obstacles(name));
         }
         obstacles
     }
@@ -225,7 +233,7 @@ impl Relation {
 
 async fn add_tables(
     client: &Client,
-    relations: &BTreeMap<u32, Relation>,
+    (relations, families): (&BTreeMap<u32, Relation>, BTreeMap<u32, Family>),
     reached: &mut Reached,
 ) -> Result<(), Error> {
     let oids: Vec<u32> = relations.keys().copied().collect();
@@ -234,7 +242,8 @@ async fn add_tables(
         columns.entry(row.get(0)).or_default().push(column_facts(&row));
     }
     let (mut primary, mut chosen) = (BTreeMap::new(), BTreeMap::new());
-    for row in client.query(IDENTITY_SQL, &[&oids]).await? {
+    let members: Vec<u32> = families.values().flat_map(|it| &it.members).map(|it| it.oid).collect();
+    for row in client.query(IDENTITY_SQL, &[&members]).await? {
         for (nth, keys) in [(1, &mut primary), (2, &mut chosen)] {
             if row.get::<_, bool>(nth) {
                 let keys: &mut BTreeSet<String> = keys.entry(row.get::<_, u32>(0)).or_default();
@@ -244,13 +253,20 @@ async fn add_tables(
     }
     for (oid, relation) in relations {
         let columns = columns.remove(oid).unwrap_or_default();
-        let identity = match relation.identity.as_str() {
-            "f" => columns.iter().map(|it| it.name.clone()).collect(),
-            "d" => primary.remove(oid).unwrap_or_default(),
-            "i" => chosen.remove(oid).unwrap_or_default(),
-            _ => BTreeSet::new(),
-        };
-        let mut obstacles = relation.obstacles();
+        let nobody = Family::default();
+        let family = families.get(oid).unwrap_or(&nobody);
+        // Where no member is, no row is: whatever comes later shows in the fingerprint.
+        let mut identity: BTreeSet<String> = columns.iter().map(|it| it.name.clone()).collect();
+        for member in &family.members {
+            let held = match member.identity {
+                ReplicaIdentity::Full => continue,
+                ReplicaIdentity::Default => primary.get(&member.oid),
+                ReplicaIdentity::Index => chosen.get(&member.oid),
+                ReplicaIdentity::Nothing => None,
+            };
+            identity.retain(|it| held.is_some_and(|held| held.contains(it)));
+        }
+        let mut obstacles = relation.obstacles(family);
         if obstacles.is_empty() && identity.is_empty() {
             obstacles.push(format!(
                 "{} has neither a primary key nor a replica identity, so that its changes have \
@@ -258,14 +274,18 @@ async fn add_tables(
                 relation.name
             ));
         }
-        if matches!(relation.kind.as_str(), "r" | "p") && !relation.system {
+        let published = relation.is_table() && family.is_published();
+        if relation.is_table() {
             reached.lockable.insert(relation.name.clone());
+            reached.sources.insert(relation.name.clone(), family.sources(&relation.name));
+            let identity = family.identity().map(|it| (relation.name.clone(), it));
+            reached.identities.extend(identity);
         }
         let facts = TableFacts {
             name: relation.name.clone(),
             oid: *oid,
             columns,
-            published: relation.published,
+            published,
             identity,
             obstacles,
         };

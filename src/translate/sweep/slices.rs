@@ -97,7 +97,8 @@ impl Sweeper {
         if self.order.purpose == Purpose::Build && noted.elapsed() >= NOTE_EVERY {
             *noted = Instant::now();
             let index = &self.build.index;
-            let counts = self.tools.elastic.note_swept(index, &reached).await;
+            let fingerprint = self.build.plan.fingerprint.to_text();
+            let counts = self.tools.elastic.note_swept(index, &reached, fingerprint).await;
             if !counts.map_err(|it| self.elastic(&it))? {
                 return Err(SweepError::Void);
             }
