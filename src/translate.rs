@@ -44,11 +44,13 @@ use crate::kafka::consumer::{Log, LogError};
 use crate::kafka::progress_record::ProgressReadError;
 use crate::kafka::side::SideError;
 use crate::kafka::side::SideProducer;
+use crate::kafka::topics::TopicError;
 use crate::mapping::plan::{CollectionPlan, TableName};
 use crate::mapping::resolve::ResolveError;
 use crate::metrics::Metrics;
 use crate::mistake::Mistakes;
 use crate::postgres::client::ConnectError;
+use crate::postgres::publication::PublicationError;
 use crate::translate::claims::Claims;
 use crate::translate::epoch::Identity;
 use crate::translate::readers::Readers;
@@ -121,6 +123,10 @@ pub enum TranslateError {
     AliasTaken { alias: String },
     #[error("the progress topic cannot be used")]
     Progress(#[from] ProgressReadError),
+    #[error("a topic that the mappings read can't be made")]
+    Topic(#[from] TopicError),
+    #[error("the published tables can't be read")]
+    Publication(#[from] PublicationError),
     #[error("the producer of dead letters cannot be made")]
     Side(#[from] SideError),
     #[error("Postgres does not let us resolve the mappings")]
@@ -155,6 +161,8 @@ impl TranslateError {
             Self::Postgres(error) => retry(error.is_transient()),
             Self::Resolve(error) => retry(error.is_transient()),
             Self::Progress(error) => retry(error.is_transient()),
+            Self::Topic(error) => retry(error.is_transient()),
+            Self::Publication(error) => retry(error.is_transient()),
             Self::Elastic(error) => retry(error.is_transient()),
         }
     }

@@ -284,6 +284,22 @@ impl Log {
         .await
     }
 
+    /// Those of `topics` that are not there: nobody has published to them yet, or they were
+    /// deleted. Blocks for network answers, so it runs on a blocking thread.
+    pub async fn missing_topics(&self, topics: Vec<String>) -> Result<Vec<String>, LogError> {
+        let consumer = Arc::clone(self.shared());
+        blocking(move || {
+            let mut missing = Vec::new();
+            for topic in topics {
+                if partition_numbers(&consumer, &topic)?.is_empty() {
+                    missing.push(topic);
+                }
+            }
+            Ok(missing)
+        })
+        .await
+    }
+
     /// Which of `topics` have a partition whose position is missing, out of range, or older than
     /// `age_max`, with the positions from which reading may start instead (their ends); and which
     /// topics are not there.

@@ -36,6 +36,8 @@ pub type Taken = Result<Fingerprint, LookError>;
 #[derive(Debug, Default)]
 pub struct Seen {
     looking: bool,
+    /// When the next look is due; None: at once.
+    due: Option<Instant>,
     last: Fingerprint,
     /// When a load was last asked for.
     answered: Option<Instant>,
@@ -46,12 +48,23 @@ pub struct Seen {
 /// look at, as a table that is dropped and made anew.
 const SAME_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+impl Seen {
+    /// When the stage must wake up for a look; None: one is under way.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.due.filter(|_| !self.looking)
+    }
+}
+
 impl Stage {
-    /// Asks the catalog for all that the builds read, unless that is going on already.
-    pub fn take_fingerprint(&mut self) {
+    /// Asks the catalog for all that the builds read, if it is time to and nobody is asking.
+    pub fn take_fingerprint(&mut self, now: Instant) {
+        if self.seen.looking || self.seen.due.is_some_and(|it| now < it) {
+            return;
+        }
+        self.seen.due = Some(now + self.context.config.translate.fingerprint_interval);
         let oids: BTreeSet<u32> =
             self.builds.all().flat_map(|it| it.plan.fingerprint.oids()).collect();
-        if self.seen.looking || oids.is_empty() {
+        if oids.is_empty() {
             return;
         }
         self.seen.looking = true;
@@ -63,6 +76,9 @@ impl Stage {
     /// Loads the mappings anew if something differs from what a build was resolved against.
     pub fn on_fingerprint(&mut self, taken: Taken) {
         self.seen.looking = false;
+        // From its end on, so that a slow answer does not make for the next question.
+        let pause = self.context.config.translate.fingerprint_interval;
+        self.seen.due = Some(Instant::now() + pause);
         let metric = &self.tools.metrics.fingerprint_looks_total;
         let now = match taken {
             Ok(now) => now,

@@ -15,12 +15,15 @@ use crate::elasticsearch::index::AliasState;
 use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
 use crate::kafka::consumer::Log;
 use crate::kafka::positions::Positions;
+use crate::kafka::producer::wanted_topic;
+use crate::kafka::topics::{self, TopicAction};
 use crate::mapping::catalog;
 use crate::mapping::fingerprint::Fingerprint;
 use crate::mapping::plan::{CollectionPlan, TableName};
 use crate::mapping::resolve::{ResolveError, resolve};
 use crate::mistake::{Mistake, Mistakes};
 use crate::postgres::client;
+use crate::postgres::publication;
 use crate::translate::{Build, Context, Reaction, Tools, TranslateError};
 
 /// What a load must know of the stage.
@@ -258,7 +261,8 @@ async fn settle_positions(
             topics.insert(config.entity_topic(&table.namespace, &table.name), table);
         }
     }
-    let names = topics.keys().cloned().collect();
+    let names: Vec<String> = topics.keys().cloned().collect();
+    make_topics(context, log.missing_topics(names.clone()).await?).await?;
     let Positions { lost, missing } = log.lost_positions(names, config.min_compaction_lag).await?;
     let missing = missing.iter().filter_map(|it| topics.get(it).cloned()).collect();
     let tables: BTreeSet<&TableName> =
@@ -289,6 +293,32 @@ async fn settle_positions(
     }
     log.commit_lost(config, lost).await?;
     Ok((owed, missing))
+}
+
+/// Makes the topics of tables of which nothing was published yet: one that was renamed, or has
+/// just been added to the publication. Capture makes them with the first change, and a consumer
+/// would not hear of that for minutes.
+async fn make_topics(context: &Context, missing: Vec<String>) -> Result<(), TranslateError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (kafka, postgres) = (&context.config.kafka, &context.config.postgres);
+    let client = client::connect(&postgres.url, "onelog mappings").await?;
+    let mut wanted = BTreeMap::new();
+    for table in publication::published_tables(&client, &postgres.publication_name).await? {
+        let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
+        if missing.contains(&topic) {
+            let keyed = !table.key_columns().is_empty();
+            wanted.insert(topic.clone(), wanted_topic(kafka, &topic, keyed));
+        }
+    }
+    let wanted: Vec<_> = wanted.into_values().collect();
+    for action in topics::ensure_topics(kafka, &wanted, false).await? {
+        if let TopicAction::Created { topic } = action {
+            tracing::info!(topic, "topic created");
+        }
+    }
+    Ok(())
 }
 
 /// The tables that name the topics which the plan's changes come on.

@@ -172,3 +172,85 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::record;
+    use crate::mapping::Nest;
+    use crate::mapping::plan::{OccurrencePath, Source, TableRead};
+
+    fn name(name: &str) -> TableName {
+        TableName { namespace: "public".to_owned(), name: name.to_owned() }
+    }
+
+    /// A build that reads `p` and has its key from column `k`.
+    fn router(identity: ReplicaIdentity, members: Option<BTreeSet<TableName>>) -> Router {
+        let mut plan = crate::document::build::test_plan(&[(Nest::Top, false)]);
+        plan.entries[0].tables.push(TableRead {
+            name: name("p"),
+            oid: 1,
+            columns: Some(BTreeSet::from(["k".to_owned()])),
+            published: true,
+            identity: Some(identity),
+            sources: vec![Source { topic: name("p"), members }],
+            identity_lacks: BTreeSet::new(),
+        });
+        let path = Path::InRow { column: "k".to_owned() };
+        plan.entries[0].paths.push(OccurrencePath {
+            table: name("p"),
+            alias: "p".to_owned(),
+            path,
+        });
+        let mut router = Router::default();
+        router.add(1, &plan, |it| it.to_string());
+        router
+    }
+
+    /// The keys and the number of sweeps of a record of table `table` on the topic of `p`.
+    fn touched(router: &Router, table: &str, op: &str, images: (&str, &str)) -> (String, usize) {
+        let (before, after) = images;
+        let text = format!(
+            r#"{{"before":{before},"after":{after},"op":"{op}",
+                "source":{{"schema":"public","table":"{table}"}}}}"#
+        );
+        let headers = [
+            (record::HEADER_LSN, "0/1"),
+            (record::HEADER_TXID, "5"),
+            (record::HEADER_TIMELINE, "1"),
+            (record::HEADER_SYSTEM, "7"),
+        ];
+        let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
+        let record = record::parse(Some(text.as_bytes()), headers).unwrap().unwrap();
+        let touched = router.touched("public.p", &record);
+        let keys: Vec<String> = touched.keys.into_iter().map(|(_, it)| it.0).collect();
+        (keys.join(" "), touched.sweeps.len())
+    }
+
+    #[test]
+    fn a_root_is_touched_by_every_partition_and_a_partition_by_itself() {
+        let row = ("null", r#"{"k":5}"#);
+        let root = router(ReplicaIdentity::Full, None);
+        assert_eq!(touched(&root, "p_unheard_of", "c", row), ("5".to_owned(), 0));
+        let leaf = router(ReplicaIdentity::Full, Some(BTreeSet::from([name("p1")])));
+        assert_eq!(touched(&leaf, "p1", "c", row), ("5".to_owned(), 0));
+        assert_eq!(touched(&leaf, "p2", "c", row), (String::new(), 0));
+        assert_eq!(touched(&leaf, "p1", "t", ("null", "null")), (String::new(), 1));
+    }
+
+    #[test]
+    fn an_update_without_the_old_image_that_the_plan_counts_on_is_a_sweep() {
+        let cases = [
+            (ReplicaIdentity::Full, ("null", r#"{"k":5}"#), ("", 1)),
+            (ReplicaIdentity::Full, (r#"{"k":4}"#, r#"{"k":5}"#), ("4 5", 0)),
+            (ReplicaIdentity::Full, (r#"{"k":null}"#, r#"{"k":null}"#), ("", 0)),
+            (ReplicaIdentity::Full, (r#"{"x":1}"#, r#"{"x":1,"k":5}"#), ("5", 1)),
+            // Under the default identity there is none when the key is the same.
+            (ReplicaIdentity::Default, ("null", r#"{"k":5}"#), ("5", 0)),
+        ];
+        for (identity, images, (keys, sweeps)) in cases {
+            let found = touched(&router(identity, None), "p", "u", images);
+            assert_eq!(found, (keys.to_owned(), sweeps), "{identity:?} {images:?}");
+        }
+    }
+}

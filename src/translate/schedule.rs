@@ -31,6 +31,7 @@ impl Stage {
             self.load_catalog();
         }
         self.start_due_sweeps(now);
+        self.take_fingerprint(now);
         self.start_lookups(now);
         self.start_refreshes(now);
         Ok(())

@@ -219,9 +219,6 @@ impl Stage {
         let shutdown = self.context.shutdown.clone();
         let mut commit_timer = tokio::time::interval(COMMIT_EVERY);
         let mut note_timer = tokio::time::interval(NOTE_EVERY);
-        let look_every = self.context.config.translate.fingerprint_interval;
-        let mut look_timer = tokio::time::interval(look_every);
-        look_timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             // Here, as no message comes any more once the log is paused.
             self.note_rebalances()?;
@@ -255,17 +252,15 @@ impl Stage {
                 //    record of this epoch says that they are.
                 _ = note_timer.tick(), if self.builds.is_loaded() => self.note_progress(),
 
-                // 6. Changes that have no event: a look at the catalog, beside everything else.
-                _ = look_timer.tick(), if !self.builds.closed => self.take_fingerprint(),
-
-                // 7. A mapping file changed, or SIGHUP.
+                // 6. A mapping file changed, or SIGHUP.
                 Some(()) = changes.recv(), if !self.builds.closed => self.load_catalog(),
                 Some(()) = reload.recv(), if !self.builds.closed => self.load_catalog(),
 
-                // 8. A parked key, an owed sweep or a poll has waited long enough.
+                // 7. A parked key, an owed sweep, a poll or the next look at the catalog has
+                //    waited long enough.
                 () = tokio::time::sleep_until(wake.into()) => {}
 
-                // 9. The log, last: what is already here goes first.
+                // 8. The log, last: what is already here goes first.
                 message = log.consumer().recv(), if !self.builds.closed => {
                     match message {
                         Ok(message) => {
@@ -469,7 +464,7 @@ impl Stage {
         let pending = pending.filter(|_| self.refreshing < self.refresh_places());
         let lookups = self.lookups.next_wake().filter(|_| self.may_look_up());
         let pages = self.lookups.next_page().filter(|_| self.may_walk());
-        let times = [pending, lookups, pages, self.builds.next_due()];
+        let times = [pending, lookups, pages, self.builds.next_due(), self.seen.next_look()];
         times.into_iter().flatten().min().unwrap_or(far)
     }
 }

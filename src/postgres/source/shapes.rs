@@ -72,7 +72,9 @@ impl Shapes {
 
     async fn read_tables(&mut self) -> Result<(), SourceError> {
         let tables = publication::published_tables(&self.client, &self.publication).await?;
-        self.tables = tables.into_iter().map(|it| (it.oid, it)).collect();
+        // What is gone from the catalog may still be in the stream: a partition that was detached
+        // or dropped since goes on under its root.
+        self.tables.extend(tables.into_iter().map(|it| (it.oid, it)));
         Ok(())
     }
 
