@@ -147,7 +147,8 @@ metrics! {
     sweep_left_seconds: IntGaugeVec ["collection"],
     /// Loads of the mapping files, by result.
     mapping_reloads_total: IntCounterVec ["result"],
-    /// Looks at the catalog for changes that have no event, by outcome: same, changed, error.
+    /// Looks at the catalog for changes that have no event, by outcome: same, changed,
+    /// pending (a difference that no load has answered yet), error.
     fingerprint_looks_total: IntCounterVec ["outcome"],
     /// 1 for a collection whose documents follow every change; 0 while it is built for the first
     /// time, or frozen by a mistake in its mapping, or without a mapping file.
@@ -169,7 +170,7 @@ impl Metrics {
         for result in ["ok", "mistakes"] {
             self.mapping_reloads_total.with_label_values(&[result]);
         }
-        for outcome in ["same", "changed", "error"] {
+        for outcome in ["same", "changed", "pending", "error"] {
             self.fingerprint_looks_total.with_label_values(&[outcome]);
         }
     }

@@ -98,7 +98,13 @@ impl Stage {
         self.seen.last = now;
         let waited = self.seen.answered.is_none_or(|it| it.elapsed() > SAME_AGAIN_AFTER);
         let news = !changes.is_empty() && (moved || waited);
-        metric.with_label_values(&[if news { "changed" } else { "same" }]).inc();
+        let outcome = match (changes.is_empty(), news) {
+            (true, _) => "same",
+            (false, true) => "changed",
+            // The load is under way, or the mapping does not fit what there is now.
+            (false, false) => "pending",
+        };
+        metric.with_label_values(&[outcome]).inc();
         if news {
             tracing::info!(
                 changes = Vec::from_iter(changes).join(", "),
