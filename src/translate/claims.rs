@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::document::DocumentKey;
 
+/// An index and a key in it.
+type Place = (Arc<str>, DocumentKey);
+
 /// The keys being written, by index, shared by refreshes and sweeps. Two builds may fill the same
 /// index for a while: one with the paths of before, and its successor.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
-    taken: Arc<Mutex<HashSet<(Arc<str>, DocumentKey)>>>,
+    taken: Arc<Mutex<HashSet<Place>>>,
 }
 
 /// Keys claimed by one writer; free again when dropped.

@@ -181,7 +181,8 @@ mod tests {
         let whole = Family { members: vec![member("a", "a"), member("b", "b")], is_root: false };
         assert!(whole.is_published() && whole.obstacles(&name("a")).is_empty());
         assert_eq!(whole.identity(), Some(ReplicaIdentity::Full));
-        let cases: [(fn(&mut Member), &str); 3] = [
+        type Spoil = fn(&mut Member);
+        let cases: [(Spoil, &str); 3] = [
             (|it| it.published = false, "public.b, which belongs to public.a, is not published"),
             (|it| it.logged = false, "ALTER TABLE \"public\".\"b\" SET LOGGED"),
             (|it| it.foreign = true, "is a foreign table"),
