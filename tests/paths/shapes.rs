@@ -412,22 +412,8 @@ pub const SHAPES: &[(&str, &str, &[&str])] = &[
         "id",
         &["c: in id", "w: in company_id"],
     ),
-    (
-        "SELECT m.day AS k, m.amount FROM measure m",
-        "k",
-        &[
-            "m: in day",
-            "polls: public.measure is partitioned, which onelog cannot follow to a key yet",
-        ],
-    ),
-    (
-        "SELECT p.id AS k, p.name FROM parent p",
-        "k",
-        &[
-            "p: in id",
-            "polls: public.parent has inheritance children, whose changes come under their own names",
-        ],
-    ),
+    ("SELECT m.day AS k, m.amount FROM measure m", "k", &["m: in day"]),
+    ("SELECT p.id AS k, p.name FROM parent p", "k", &["p: in id"]),
     (
         "SELECT c.id AS k, s.n FROM company c JOIN (SELECT lower(company_slug) AS slug, count(*) AS n FROM website GROUP BY 1) s ON s.slug = c.slug",
         "k",
