@@ -291,7 +291,7 @@ impl Log {
         blocking(move || {
             let mut missing = Vec::new();
             for topic in topics {
-                if partition_numbers(&consumer, &topic)?.is_empty() {
+                if positions::partition_numbers(&*consumer, &topic)?.is_empty() {
                     missing.push(topic);
                 }
             }

@@ -319,7 +319,7 @@ impl Stage {
                 .map(|it| config.entity_topic(&it.namespace, &it.name))
                 .collect();
             // A rebalance costs a second of everybody's, so not for what is followed already.
-            if topics != self.followed || change.first {
+            if topics != self.followed || change.follow {
                 self.log.subscribe(&topics)?;
                 self.followed = topics;
             }
