@@ -3,7 +3,7 @@
 
 STACK := deploy/stack
 
-.PHONY: help demo test bench fmt lint stack-up stack-down need-cargo
+.PHONY: help demo test test-opensearch bench fmt lint stack-up stack-down need-cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -14,6 +14,10 @@ demo: need-cargo ## the whole path with sample data until Ctrl-C; ARGS=--once en
 test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
 	$(STACK) install
 	$(STACK) with --prefix test -- cargo test --locked $(ARGS)
+
+test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, against OpenSearch 3
+	$(STACK) install
+	$(STACK) with --search opensearch --prefix testos -- cargo test --locked --test elasticsearch --test lifecycle --test reload --test documents $(ARGS)
 
 bench: need-cargo ## measure throughput and latency against real servers
 	$(STACK) install

@@ -6,6 +6,7 @@
 pub mod account;
 pub mod check;
 pub mod explain;
+pub mod indices;
 pub mod pointer;
 pub mod prepare;
 pub mod preview;
@@ -92,6 +93,26 @@ pub enum Command {
     },
     /// Prints the JSON Schema of mapping files, by which editors complete and check them.
     Schema,
+    /// Fills a new index of a collection from Postgres, beside the one that serves, and swaps.
+    Rebuild { collection: String },
+    /// Goes back to the index that served a collection before, until its mapping file changes.
+    Rollback {
+        collection: String,
+        /// Which index; the one before by default.
+        #[arg(long, value_name = "INDEX")]
+        to: Option<String>,
+        /// Serves it at once, with the documents as of when it was replaced, and only then brings
+        /// them up to date.
+        #[arg(long)]
+        now: bool,
+    },
+    /// Deletes the alias and the indices of a collection that no mapping file speaks of any more.
+    Drop {
+        collection: String,
+        /// Says what would be deleted, and deletes nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,6 +177,13 @@ pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, Co
         Command::Preview { file, key, diff, timings } => {
             let wanted = preview::Wanted { file: &file, key: &key, diff, timings };
             preview::preview(&config, wanted, out).await
+        }
+        Command::Rebuild { collection } => indices::rebuild(&config, &collection, out).await,
+        Command::Rollback { collection, to, now } => {
+            indices::rollback(&config, &collection, (to.as_deref(), now), out).await
+        }
+        Command::Drop { collection, dry_run } => {
+            indices::drop(&config, &collection, dry_run, out).await
         }
         Command::Check { .. } | Command::Schema => unreachable!("handled above"),
     }

@@ -101,6 +101,8 @@ pub struct ElasticsearchConfig {
     pub request_timeout: Duration,
     pub number_of_shards: u32,
     pub number_of_replicas: u32,
+    /// How long an index that a newer one has replaced is kept for `onelog rollback`.
+    pub rollback_window: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -67,6 +67,8 @@ pub struct CollectionSettings {
     pub audit_interval: Option<Duration>,
     /// Field name (dots for inner fields) -> Elasticsearch field mapping, a JSON object's text.
     pub field_types: Vec<(String, String)>,
+    /// Where each of them is written, for mistakes that only Postgres' answer shows.
+    pub field_places: Vec<Place>,
     /// Index settings, a JSON object's text; "{}" when there are none.
     pub index_settings: String,
 }

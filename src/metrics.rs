@@ -145,6 +145,8 @@ metrics! {
     sweep_expected_documents: IntGaugeVec ["collection"],
     /// Time until the running sweep's end at its present rate, by collection.
     sweep_left_seconds: IntGaugeVec ["collection"],
+    /// Indices that were not swapped in because they were not what their SQL says, by collection.
+    verification_failures_total: IntCounterVec ["collection"],
     /// Loads of the mapping files, by result.
     mapping_reloads_total: IntCounterVec ["result"],
     /// Looks at the catalog for changes that have no event, by outcome: same, changed,
@@ -153,6 +155,8 @@ metrics! {
     /// 1 for a collection whose documents follow every change; 0 while it is built for the first
     /// time, or frozen by a mistake in its mapping, or without a mapping file.
     collection_live: IntGaugeVec ["collection"],
+    /// Collections with an index that no mapping file speaks of any more; `onelog drop` deletes them.
+    collections_orphaned: IntGauge [],
     /// Restarts of a stage after an error, by stage.
     stage_restarts_total: IntCounterVec ["stage"],
 }

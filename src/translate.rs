@@ -20,12 +20,16 @@ pub mod intake;
 pub mod load;
 pub mod lookup;
 pub mod lookups;
+pub mod place;
+pub mod publish;
 pub mod readers;
 pub mod refresh;
 pub mod route;
 pub mod schedule;
 pub mod stage;
 pub mod sweep;
+pub mod tend;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -55,6 +59,7 @@ use crate::translate::claims::Claims;
 use crate::translate::epoch::Identity;
 use crate::translate::readers::Readers;
 use crate::translate::sweep::pace::LoadMeter;
+use crate::translate::verify::Tally;
 
 /// What the supervisor hands to the role.
 #[derive(Clone)]
@@ -78,6 +83,8 @@ pub struct Build {
     pub alias: String,
     /// Cancelled once the build is forgotten: its sweep must not swap the alias to it any more.
     pub gone: CancellationToken,
+    /// What its writers tell the verification before the swap.
+    pub tally: Tally,
 }
 
 /// What the tasks of one session share.

@@ -33,7 +33,12 @@ struct Bed {
 }
 
 fn column(name: &str, type_oid: u32, type_name: &str) -> OutputColumn {
-    OutputColumn { name: name.to_owned(), type_oid, type_name: type_name.to_owned() }
+    OutputColumn {
+        name: name.to_owned(),
+        type_oid,
+        type_name: type_name.to_owned(),
+        value_type: type_name.trim_end_matches("[]").to_owned(),
+    }
 }
 
 fn entry(nest: Nest, columns: Vec<OutputColumn>) -> EntryPlan {
@@ -99,6 +104,7 @@ impl Bed {
             request_timeout: Duration::from_secs(60),
             number_of_shards: 2,
             number_of_replicas: 0,
+            rollback_window: Duration::from_secs(86_400),
         };
         let elastic = Elasticsearch::new(&config).unwrap();
         let plan = plan("0123456789ab");
@@ -264,13 +270,13 @@ async fn an_alias_is_swapped_in_one_step_and_notes_are_kept() {
     elastic.create(&other).await.unwrap();
     assert_eq!(elastic.alias_state(&alias).await.unwrap(), AliasState::Missing);
     let on = |index: &str| AliasState::On(vec![index.to_owned()]);
-    elastic.swap_alias(&alias, &bed.index, None).await.unwrap();
+    elastic.swap_alias(&alias, &bed.index, &[]).await.unwrap();
     assert_eq!(elastic.alias_state(&alias).await.unwrap(), on(&bed.index));
-    elastic.swap_alias(&alias, &other.index, Some(&bed.index)).await.unwrap();
+    elastic.swap_alias(&alias, &other.index, &[bed.index.to_string()]).await.unwrap();
     assert_eq!(elastic.alias_state(&alias).await.unwrap(), on(&other.index));
-    let again = elastic.swap_alias(&alias, &bed.index, Some(&bed.index)).await;
+    let again = elastic.swap_alias(&alias, &bed.index, &[bed.index.to_string()]).await;
     again.unwrap();
-    let back = elastic.swap_alias(&alias, &other.index, Some("no-such-index")).await;
+    let back = elastic.swap_alias(&alias, &other.index, &["no-such-index".to_owned()]).await;
     assert!(matches!(back, Err(ElasticError::NotFound { .. })), "{back:?}");
     assert_eq!(elastic.alias_state(&other.index).await.unwrap(), AliasState::IsAnIndex);
 

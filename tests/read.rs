@@ -108,7 +108,12 @@ fn plan(key_type: &str, entries: &[(&str, Nest, bool)]) -> CollectionPlan {
         },
         canonical_sql: (*sql).to_owned(),
         ordered: *ordered,
-        columns: vec![OutputColumn { name: "k".to_owned(), type_oid: 0, type_name: String::new() }],
+        columns: vec![OutputColumn {
+            name: "k".to_owned(),
+            type_oid: 0,
+            type_name: String::new(),
+            value_type: String::new(),
+        }],
         tables: Vec::new(),
         paths: Vec::new(),
         poll_reasons: Vec::new(),

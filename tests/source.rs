@@ -59,6 +59,7 @@ fn config(test: &str) -> Config {
             request_timeout: LIMIT,
             number_of_shards: 1,
             number_of_replicas: 0,
+            rollback_window: Duration::from_secs(86_400),
         },
         translate: TranslateConfig {
             mappings: "connectors".into(),

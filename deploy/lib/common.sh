@@ -129,6 +129,7 @@ ports_of() {
     postgres) echo postgres ;;
     kafka) echo kafka kafka_controller ;;
     elasticsearch) echo elasticsearch elasticsearch_transport ;;
+    opensearch) echo opensearch opensearch_transport ;;
   esac
 }
 

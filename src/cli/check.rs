@@ -2,6 +2,7 @@
 //! cure. One thing that is wrong does not hide the others.
 
 pub mod files;
+pub mod indices;
 pub mod mappings;
 pub mod servers;
 
@@ -104,6 +105,7 @@ async fn whole(
     let client = servers::postgres(config, findings).await?;
     servers::kafka(config, findings).await?;
     servers::elasticsearch(config, findings).await?;
+    indices::check(config, findings).await?;
     match client {
         Some(client) => mappings::check(config, &client, collections, findings).await,
         None => Ok(()),

@@ -26,6 +26,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Waits of milliseconds would only fail; waits of an hour would only hide that something is down.
 const WAIT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+/// Shorter than a second is no window; what is kept for a year is a backup's to keep.
+const ROLLBACK_WINDOW: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Why there is no config.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +195,7 @@ fn elasticsearch(
     let request_timeout = table.take_duration("request_timeout", WAIT);
     let number_of_shards = count(&mut table, "number_of_shards", 1..=1024);
     let number_of_replicas = count(&mut table, "number_of_replicas", 0..=100);
+    let rollback_window = table.take_duration("rollback_window", ROLLBACK_WINDOW);
     table.finish();
     Some(ElasticsearchConfig {
         url: url?.0,
@@ -201,6 +205,7 @@ fn elasticsearch(
         request_timeout: request_timeout.unwrap_or(Duration::from_secs(60)),
         number_of_shards: number_of_shards.unwrap_or(1),
         number_of_replicas: number_of_replicas.unwrap_or(1),
+        rollback_window: rollback_window.unwrap_or(DAY),
     })
 }
 

@@ -161,6 +161,7 @@ pub(crate) fn test_plan(entries: &[(crate::mapping::Nest, bool)]) -> CollectionP
             name: "id".to_owned(),
             type_oid: 20,
             type_name: "bigint".to_owned(),
+            value_type: "bigint".to_owned(),
         }],
         tables: Vec::new(),
         paths: Vec::new(),

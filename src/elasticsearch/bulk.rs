@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::document::{DocumentKey, DocumentVersion};
+use crate::elasticsearch::block::with_cure;
 
 /// Most writes in one request; more gain nothing, as documents of a few KB fill the bytes first.
 const REQUEST_WRITES_MAX: usize = 1_000;
@@ -238,7 +239,7 @@ fn outcome(write: &Write, item: Item) -> Option<Outcome> {
         // fault of the document's.
         (status @ (401 | 403 | 429 | 500..=599), ..)
         | (status, Some("cluster_block_exception" | "index_closed_exception"), _) => {
-            Outcome::Retry { status, reason: reason() }
+            Outcome::Retry { status, reason: with_cure(reason()) }
         }
         (status, ..) => Outcome::Refused { status, reason: reason() },
     })

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use crate::config::{Credentials, ElasticsearchConfig};
+use crate::elasticsearch::block;
 
 /// Elasticsearch's error texts can hold a whole document; this much is enough to see which.
 const REASON_CHARACTERS_MAX: usize = 1_000;
@@ -33,6 +34,10 @@ pub enum ElasticError {
     /// The server has too much to do. Send less, later.
     #[error("Elasticsearch is too busy (429) while {doing}")]
     Throttled { doing: &'static str },
+    /// Somebody, or a disk that is nearly full, has closed an index or the cluster to writes.
+    /// Waited out.
+    #[error("Elasticsearch takes no writes now, while {doing}: {reason}")]
+    Blocked { doing: &'static str, reason: String },
     #[error(
         "Elasticsearch refuses our credentials ({status}) while {doing}: {reason}; check username and password, or api_key, and their privileges"
     )]
@@ -61,7 +66,10 @@ impl ElasticError {
     /// Whether the same request may succeed later without anyone's doing.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Throttled { .. } | Self::Malformed { .. } => true,
+            Self::Unavailable { .. }
+            | Self::Throttled { .. }
+            | Self::Blocked { .. }
+            | Self::Malformed { .. } => true,
             Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::Refused { .. }
@@ -187,6 +195,9 @@ impl Elasticsearch {
         let reason = || reason(&answer);
         match status {
             200..=299 => Ok(answer),
+            _ if block::is_block(&reason()) => {
+                Err(ElasticError::Blocked { doing, reason: block::with_cure(reason()) })
+            }
             429 => Err(ElasticError::Throttled { doing }),
             // 408: the server waited for our request in vain.
             408 | 500..=599 => Err(unavailable(format!("status {status}: {}", reason()).into())),

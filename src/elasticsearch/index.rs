@@ -5,14 +5,19 @@
 
 pub mod definition;
 pub mod field_types;
+pub mod note;
 pub mod read;
+pub mod survey;
 
 use elasticsearch::http::Method;
 use serde_json::{Value, json};
 
 use crate::config::ElasticsearchConfig;
+use crate::elasticsearch::bulk::write_alias;
 use crate::elasticsearch::client::{ElasticError, Elasticsearch, Request};
-use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
+use crate::elasticsearch::index::definition::IndexDefinition;
+use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
+use crate::elasticsearch::index::survey::Survey;
 
 /// What a collection's alias leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +81,8 @@ impl Elasticsearch {
         })
     }
 
-    /// Leads an alias to `new` and away from `old`, in one step that readers can't see between.
+    /// Leads an alias to `new` and away from all of `old`, in one step that readers can't see
+    /// between.
     ///
     /// # Errors
     /// As any request. [`ElasticError::NotFound`]: the alias was not on `old` any more, or an index
@@ -85,14 +91,44 @@ impl Elasticsearch {
         &self,
         alias: &str,
         new: &str,
-        old: Option<&str>,
+        old: &[String],
     ) -> Result<(), ElasticError> {
-        let mut actions = vec![json!({ "add": { "index": new, "alias": alias } })];
-        if let Some(old) = old.filter(|it| *it != new) {
-            let remove = json!({ "index": old, "alias": alias, "must_exist": true });
-            actions.insert(0, json!({ "remove": remove }));
+        let others = old.iter().filter(|it| it.as_str() != new);
+        let mut actions: Vec<Value> = others
+            .map(|it| json!({ "remove": { "index": it, "alias": alias, "must_exist": true } }))
+            .collect();
+        actions.push(json!({ "add": { "index": new, "alias": alias } }));
+        self.alias_actions("swapping an alias", actions).await
+    }
+
+    /// Takes an alias from an index; fine if it is not there.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn remove_alias(&self, alias: &str, index: &str) -> Result<(), ElasticError> {
+        let remove = json!({ "remove": { "index": index, "alias": alias, "must_exist": false } });
+        match self.alias_actions("removing an alias", vec![remove]).await {
+            Err(ElasticError::NotFound { .. }) => Ok(()),
+            ended => ended,
         }
-        let request = Request::new("swapping an alias", Method::Post, "/_aliases");
+    }
+
+    /// Gives an index the hidden alias that it is written through.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn add_write_alias(&self, index: &str) -> Result<(), ElasticError> {
+        let alias = write_alias(index);
+        let add = json!({ "add": { "index": index, "alias": alias, "is_hidden": true } });
+        self.alias_actions("putting an index's write alias back", vec![add]).await
+    }
+
+    async fn alias_actions(
+        &self,
+        doing: &'static str,
+        actions: Vec<Value>,
+    ) -> Result<(), ElasticError> {
+        let request = Request::new(doing, Method::Post, "/_aliases");
         self.send(request.body(&json!({ "actions": actions }))).await.map(drop)
     }
 
@@ -100,12 +136,14 @@ impl Elasticsearch {
     /// With `false` a sweep of the whole is owed: what an unfinished one has noted is void.
     ///
     /// # Errors
-    /// As any request; [`ElasticError::NotFound`] when the index is gone or not ours.
+    /// As `amend`.
     pub async fn mark_built(&self, index: &str, built: bool) -> Result<(), ElasticError> {
-        self.alter_note(index, |meta| {
-            meta.built = built;
-            meta.era += u64::from(!built);
+        self.amend_if(index, |meta| {
             meta.swept = None;
+            if !built {
+                meta.owe();
+            }
+            meta.built = built;
             true
         })
         .await
@@ -124,7 +162,7 @@ impl Elasticsearch {
         swept: &SweptTo,
         fingerprint: String,
     ) -> Result<bool, ElasticError> {
-        self.alter_note(index, |meta| {
+        self.amend_if(index, |meta| {
             let counts = meta.era == swept.era && !meta.built;
             if counts {
                 meta.swept = Some(swept.clone());
@@ -145,7 +183,7 @@ impl Elasticsearch {
         era: u64,
         fingerprint: String,
     ) -> Result<bool, ElasticError> {
-        self.alter_note(index, |meta| {
+        self.amend_if(index, |meta| {
             let counts = meta.era == era;
             if counts {
                 meta.built = true;
@@ -157,14 +195,34 @@ impl Elasticsearch {
         .await
     }
 
-    /// Reads our note, and writes it back if `alter` says that it did. One at a time in a process,
-    /// as Elasticsearch has no conditional write for it.
-    async fn alter_note(
+    /// Changes our note in an index.
+    ///
+    /// # Errors
+    /// As any request; [`ElasticError::NotFound`] when the index is gone or not ours.
+    pub async fn amend(
+        &self,
+        index: &str,
+        change: impl FnOnce(&mut IndexMeta),
+    ) -> Result<(), ElasticError> {
+        let always = |meta: &mut IndexMeta| {
+            change(meta);
+            true
+        };
+        self.amend_if(index, always).await.map(drop)
+    }
+
+    /// Reads our note, and writes it back if `alter` says that it did; whether it did. One at a
+    /// time in a process, as Elasticsearch has no conditional write for it. Of two processes at
+    /// the same moment the later one's note stands, which is why a command sees to it that its wish does.
+    ///
+    /// # Errors
+    /// As [`Elasticsearch::amend`].
+    pub async fn amend_if(
         &self,
         index: &str,
         alter: impl FnOnce(&mut IndexMeta) -> bool,
     ) -> Result<bool, ElasticError> {
-        let doing = "marking an index as built";
+        let doing = "changing our note in an index";
         let _alone = self.notes.lock().await;
         let Some(mut meta) = self.meta(index).await? else {
             let reason = format!("{index} is gone or not ours");
@@ -198,23 +256,18 @@ impl Elasticsearch {
         Ok(found.get(index).map(note_of))
     }
 
-    /// Every index of ours, with our note: those whose name is the one that the note implies.
+    /// Looks at every index below our prefix, in one request.
     ///
     /// # Errors
     /// As any request.
-    pub async fn all_indices(
-        &self,
-        config: &ElasticsearchConfig,
-    ) -> Result<Vec<(String, IndexMeta)>, ElasticError> {
-        let path = format!("/{}*/_mapping", config.index_prefix);
-        let found: Value = self.json(Request::get("listing indices", path)).await?;
-        let all = found.as_object().into_iter().flatten();
-        let noted = all.filter_map(|(index, it)| Some((index.clone(), note_of(it)?)));
-        // Another deployment's prefix may begin with ours.
-        let ours = |index: &str, meta: &IndexMeta| {
-            index == format!("{}-{}", alias_name(config, &meta.collection), meta.hash)
-        };
-        Ok(noted.filter(|(index, meta)| ours(index, meta)).collect())
+    pub async fn survey(&self, config: &ElasticsearchConfig) -> Result<Survey, ElasticError> {
+        let path = format!(
+            "/{}*?expand_wildcards=open,closed&filter_path=*.aliases,*.mappings._meta.onelog,\
+             *.settings.index.blocks",
+            config.index_prefix
+        );
+        let found: Value = self.json(Request::get("looking at all indices", path)).await?;
+        Ok(Survey::from_json(&found, config))
     }
 
     /// Every index of ours of a collection, live or not, with our note, by name. `alias` is the

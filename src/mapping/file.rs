@@ -38,7 +38,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Mapping, Mistakes> {
                 source.mistake(name.span.clone(), message);
             }
             let place = place(path, &source, name.span.start);
-            (name.value, collection_settings(&source, table), place)
+            (name.value, collection_settings(path, &source, table), place)
         })
         .collect();
     top.finish();
@@ -137,10 +137,14 @@ fn collection_name(name: &str) -> Result<(), String> {
 }
 
 /// `[collection.NAME]`.
-fn collection_settings(source: &Source<'_>, mut table: Table<'_, '_>) -> CollectionSettings {
+fn collection_settings(
+    path: &Path,
+    source: &Source<'_>,
+    mut table: Table<'_, '_>,
+) -> CollectionSettings {
     let poll_interval = table.take_interval("poll_interval");
     let audit_interval = table.take_interval("audit_interval");
-    let mut field_types = Vec::new();
+    let (mut field_types, mut field_places) = (Vec::new(), Vec::new());
     for (name, written) in table.take_table("fields").take_rest() {
         let mapping = match written.value {
             Value::String(kind) if !kind.trim().is_empty() => {
@@ -150,7 +154,10 @@ fn collection_settings(source: &Source<'_>, mut table: Table<'_, '_>) -> Collect
             _ => None,
         };
         match mapping {
-            Some(mapping) => field_types.push((name.value, mapping.to_string())),
+            Some(mapping) => {
+                field_places.push(place(path, source, name.span.start));
+                field_types.push((name.value, mapping.to_string()));
+            }
             None => source.mistake(
                 written.span,
                 format!(
@@ -163,9 +170,8 @@ fn collection_settings(source: &Source<'_>, mut table: Table<'_, '_>) -> Collect
     }
     let mut settings = serde_json::Map::new();
     for (name, written) in table.take_table("settings").take_rest() {
-        let bare = name.value.strip_prefix("index.").unwrap_or(&name.value);
-        if SETTINGS_OF_OURS.contains(&bare) {
-            let message = format!("{} is onelog's own to set: leave it out", name.value);
+        if let Some(ours) = setting_of_ours(&name.value, &written.value) {
+            let message = format!("{ours} is onelog's own to set: leave it out");
             source.mistake(name.span, message);
         }
         match json(written.value) {
@@ -178,8 +184,19 @@ fn collection_settings(source: &Source<'_>, mut table: Table<'_, '_>) -> Collect
         poll_interval,
         audit_interval,
         field_types,
+        field_places,
         index_settings: serde_json::Value::Object(settings).to_string(),
     }
+}
+
+/// The name of a setting that is ours to choose, however it is nested or dotted.
+fn setting_of_ours(name: &str, value: &Value) -> Option<String> {
+    let bare = name.strip_prefix("index.").unwrap_or(name);
+    if SETTINGS_OF_OURS.contains(&bare) {
+        return Some(name.to_owned());
+    }
+    let inner = value.as_table().into_iter().flatten();
+    inner.map(|(key, it)| setting_of_ours(&format!("{name}.{key}"), it)).find_map(|it| it)
 }
 
 /// TOML as JSON; None: it holds what JSON has not (a date, NaN).
@@ -286,6 +303,11 @@ settings = { number_of_shards = 2, "index.refresh_interval" = "5s" }
                 "[collection.c]\nsettings = { \"index.gc_deletes\" = \"1s\" }".to_owned(),
                 "2:14: index.gc_deletes is onelog's own",
             ),
+            (
+                "[collection.c]\nsettings = { index = { gc_deletes = \"1s\" } }".to_owned(),
+                "2:14: index.gc_deletes is onelog's own",
+            ),
+            ("[collection.c]\nsettings.version.created = 1".to_owned(), "version is onelog's own"),
             ("[[denormalization]".to_owned(), "this is not TOML"),
         ];
         for (text, expected) in cases {

@@ -102,6 +102,9 @@ pub struct OutputColumn {
     pub type_oid: u32,
     /// As `format_type` prints it, without the modifier: `numeric`, `text[]`, `public.mood`.
     pub type_name: String,
+    /// What its values are, arrays and domains opened up: `enum`, `composite`, `range`, or else the
+    /// type's name as `format_type` prints it.
+    pub value_type: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

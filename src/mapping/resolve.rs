@@ -7,6 +7,7 @@
 
 mod catalog;
 mod family;
+mod fields;
 pub mod place;
 mod refusal;
 
@@ -65,8 +66,22 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; \
 
 const CREATE: &str = "CREATE TEMP VIEW onelog_entry AS ";
 
+/// The walk opens domains and arrays up, down to the type that says what a value is; it is as long
+/// as domains over arrays of domains are nested.
 const OUTPUTS_SQL: &str = "\
-    SELECT a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, NULL) \
+    WITH RECURSIVE walk AS ( \
+      SELECT a.attnum, a.atttypid AS type, 0 AS depth \
+      FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 \
+      UNION ALL \
+      SELECT w.attnum, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END, \
+        w.depth + 1 \
+      FROM walk w JOIN pg_catalog.pg_type t ON t.oid = w.type \
+      WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typelem <> 0 AND t.typlen = -1) \
+    SELECT a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, NULL), \
+      (SELECT CASE t.typtype WHEN 'e' THEN 'enum' WHEN 'c' THEN 'composite' WHEN 'r' THEN 'range' \
+          WHEN 'm' THEN 'range' ELSE pg_catalog.format_type(t.oid, NULL) END \
+        FROM walk w JOIN pg_catalog.pg_type t ON t.oid = w.type \
+        WHERE w.attnum = a.attnum ORDER BY w.depth DESC LIMIT 1) \
     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 ORDER BY a.attnum";
 
 /// Resolves every entry of a collection. All mistakes are reported, not the first.
@@ -103,6 +118,9 @@ pub async fn resolve(
             String::new()
         }
     };
+    if mistakes.is_empty() {
+        mistakes = fields::unknown(&collection.settings, &entries);
+    }
     if !mistakes.is_empty() {
         return Err(ResolveError::Mistakes(Mistakes(mistakes)));
     }
@@ -216,7 +234,12 @@ async fn resolve_entry(
     let rows = client.query(OUTPUTS_SQL, &[&view]).await.map_err(failed(doing))?;
     let columns: Vec<OutputColumn> = rows
         .iter()
-        .map(|it| OutputColumn { name: it.get(0), type_oid: it.get(1), type_name: it.get(2) })
+        .map(|it| OutputColumn {
+            name: it.get(0),
+            type_oid: it.get(1),
+            type_name: it.get(2),
+            value_type: it.get(3),
+        })
         .collect();
     let mut reached = reach(client, view, publication).await.map_err(failed(doing))?;
     reached.fingerprint = fingerprint(client, &reached, publication).await?;

@@ -5,6 +5,8 @@
 //! swapped to it. A mark that is missing means that a sweep is owed, also after a crash: it is
 //! taken away *before* reading starts at a new position, and given only after the sweep.
 
+mod aliases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,11 +14,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::document::pending::BuildId;
+use crate::elasticsearch::index::survey::Wishes;
 use crate::health::{CollectionHealth, CollectionState};
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
 use crate::translate::load::{Known, Loaded, Prepared, Request, published};
 use crate::translate::sweep::{Order, Purpose, Reached};
+use crate::translate::verify::Tally;
 use crate::translate::{Build, TranslateError};
 
 /// Sweeps at once: together they have half of the connections.
@@ -79,6 +83,9 @@ pub struct Builds {
     loaded_once: bool,
     /// Collections whose pending sweeps were last counted.
     counted: BTreeMap<String, usize>,
+    /// Collections that the mapping files speak of.
+    named: BTreeSet<String>,
+    wishes: Wishes,
 }
 
 /// What the stage must do about a load.
@@ -117,6 +124,8 @@ impl Builds {
             missing: BTreeSet::new(),
             loaded_once: false,
             counted: BTreeMap::new(),
+            named: BTreeSet::new(),
+            wishes: Wishes::new(),
         }
     }
 
@@ -208,6 +217,10 @@ impl Builds {
                 served.owe(None);
             }
         }
+        self.named = valid.iter().map(|it| (*it).to_owned()).collect();
+        self.named.extend(loaded.frozen.iter().cloned());
+        self.wishes = loaded.wishes;
+        self.follow_aliases(&loaded.prepared);
         let added = loaded.prepared.into_iter().filter(|it| it.known != Known::Same);
         let added = added.collect::<Vec<_>>();
         let added = added.into_iter().map(|it| self.add(it)).collect();
@@ -267,6 +280,7 @@ impl Builds {
             index: prepared.index.into(),
             alias: prepared.alias,
             gone: CancellationToken::new(),
+            tally: Tally::default(),
         });
         let mut served = Served {
             build: Arc::clone(&build),
@@ -454,15 +468,6 @@ impl Builds {
 }
 
 impl Served {
-    fn order(&self) -> Order {
-        let purpose = match (self.built && self.serving, self.audit) {
-            (false, _) => Purpose::Build,
-            (true, false) => Purpose::Poll,
-            (true, true) => Purpose::Audit,
-        };
-        Order { publish: !self.serving, purpose, reached: Arc::clone(&self.reached) }
-    }
-
     fn owe(&mut self, ticket: Option<u64>) {
         self.audit = false;
         match &mut self.sweep {

@@ -11,8 +11,11 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::causes::with_causes;
+use crate::elasticsearch::client::ElasticError;
 use crate::elasticsearch::index::AliasState;
-use crate::elasticsearch::index::definition::{IndexDefinition, IndexMeta, SweptTo, alias_name};
+use crate::elasticsearch::index::definition::alias_name;
+use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
+use crate::elasticsearch::index::survey::{Survey, Wishes};
 use crate::kafka::consumer::Log;
 use crate::kafka::positions::Positions;
 use crate::kafka::producer::wanted_topic;
@@ -24,6 +27,7 @@ use crate::mapping::resolve::{ResolveError, resolve};
 use crate::mistake::{Mistake, Mistakes};
 use crate::postgres::client;
 use crate::postgres::publication;
+use crate::translate::place::place;
 use crate::translate::{Build, Context, Reaction, Tools, TranslateError};
 
 /// What a load must know of the stage.
@@ -46,6 +50,8 @@ pub struct Loaded {
     pub(super) owed: BTreeSet<String>,
     /// Published tables whose topic is not there yet: capture makes it when it starts.
     pub(super) missing: BTreeSet<TableName>,
+    /// What commands had asked for when the load began.
+    pub(super) wishes: Wishes,
 }
 
 pub(super) struct Prepared {
@@ -81,12 +87,14 @@ pub async fn load(
     log: &Log,
     request: Request,
 ) -> Result<Loaded, TranslateError> {
+    // First, so that what a command writes meanwhile is a difference at the next look.
+    let survey = tools.elastic.survey(&context.config.elasticsearch).await?;
     let (plans, frozen, known) = resolve_all(context, tools, &request).await?;
     let mut prepared = Vec::with_capacity(plans.len());
     let mut frozen = frozen;
     for plan in plans {
         let name = plan.name.clone();
-        match prepare(context, tools, plan, &request).await {
+        match prepare(context, tools, plan, (&request, &survey)).await {
             Ok(it) => prepared.push(it),
             // The collection's own fault (a setting that Elasticsearch refuses) stops no other.
             Err(error) if error.reaction() == Reaction::Halt => {
@@ -97,25 +105,30 @@ pub async fn load(
             Err(error) => return Err(error),
         }
     }
-    unmark_the_others(context, tools, (&prepared, &frozen), &request).await?;
+    unmark_the_others(tools, &survey, (&prepared, &frozen), &request).await?;
     let (owed, missing) = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
-    Ok(Loaded { prepared, frozen, known, owed, missing })
+    let wishes = survey.wishes();
+    Ok(Loaded { prepared, frozen, known, owed, missing, wishes })
 }
 
 /// Takes the mark away from every index that nobody fills from now on: its mapping is broken or
 /// gone, so that it will miss changes, and is owed a sweep should it come back, also after a
 /// restart.
 async fn unmark_the_others(
-    context: &Context,
     tools: &Tools,
+    survey: &Survey,
     (prepared, frozen): (&[Prepared], &BTreeSet<String>),
     request: &Request,
 ) -> Result<(), TranslateError> {
     let filled: BTreeSet<&str> = prepared.iter().map(|it| it.index.as_str()).collect();
-    for (index, meta) in tools.elastic.all_indices(&context.config.elasticsearch).await? {
-        let serves_on = frozen.contains(&meta.collection) && request.active.contains_key(&index);
-        if meta.is_relied_on() && !filled.contains(index.as_str()) && !serves_on {
-            tools.elastic.mark_built(&index, false).await?;
+    for (index, it) in &survey.indices {
+        let serves_on = frozen.contains(&it.meta.collection) && request.active.contains_key(index);
+        if it.meta.is_relied_on() && !filled.contains(index.as_str()) && !serves_on {
+            match tools.elastic.mark_built(index, false).await {
+                // Deleted meanwhile: nothing is left that could be stale.
+                Ok(()) | Err(ElasticError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     Ok(())
@@ -173,14 +186,12 @@ pub fn index_hash(plan: &CollectionPlan, system_id: u64) -> String {
 async fn prepare(
     context: &Context,
     tools: &Tools,
-    mut plan: CollectionPlan,
-    request: &Request,
+    plan: CollectionPlan,
+    (request, survey): (&Request, &Survey),
 ) -> Result<Prepared, TranslateError> {
     let config = &context.config;
-    let system_id = tools.identity.system_id;
-    plan.hash = index_hash(&plan, system_id);
+    let (plan, definition) = place(context, tools, survey, plan).await?;
     let alias = alias_name(&config.elasticsearch, &plan.name);
-    let definition = IndexDefinition::new(&config.elasticsearch, &plan, system_id);
     let index = definition.index.clone();
     let translate = &config.translate;
     let settings = &plan.settings;
@@ -191,8 +202,15 @@ async fn prepare(
     let audit = settings.audit_interval.unwrap_or(translate.audit_interval);
     let wanted = [polls.then_some(poll), Some(audit)];
     let interval = wanted.into_iter().flatten().filter(|it| !it.is_zero()).min();
-    tools.elastic.create(&definition).await?;
+    let created = tools.elastic.create(&definition).await?;
+    let surveyed = survey.indices.get(&index);
+    if !created && surveyed.is_some_and(|it| !it.is_writable_by_name(&index)) {
+        tools.elastic.add_write_alias(&index).await?;
+    }
     let mut note = tools.elastic.meta(&index).await?;
+    if note.as_ref().is_some_and(|it| it.retired_ms.is_some()) {
+        tools.elastic.amend(&index, |it| it.retired_ms = None).await?;
+    }
     let (known, owed) = match request.active.get(&index) {
         Some(build) => {
             let replaces = is_outdated(&build.plan, &plan);

@@ -15,7 +15,7 @@ use crate::document::pending::{BuildId, Lane, Taken};
 use crate::document::queries;
 use crate::document::read::{Read, ReadError};
 use crate::document::{Document, DocumentKey, DocumentVersion};
-use crate::elasticsearch::bulk::{Outcome, Write};
+use crate::elasticsearch::bulk::{Done, Outcome, Write};
 use crate::snapshot::{Cause, Gate, gate};
 use crate::translate::{Build, Tools};
 
@@ -248,7 +248,8 @@ async fn write(tools: &Tools, build: &Build, batch: Vec<Taken>, read: Read, repo
         bury(tools, build, it.key, &it.reason.to_string(), report).await;
     }
     let documents = documents.into_iter().filter(|it| !waiting.contains(&it.key)).collect();
-    write_documents(tools, build, Versioned { documents, version, read: &read }, report).await;
+    let versioned = Versioned { documents, version, read: &read, live: true };
+    write_documents(tools, build, versioned, report).await;
 }
 
 /// Documents of one read.
@@ -256,6 +257,8 @@ pub struct Versioned<'a> {
     pub documents: Vec<Document>,
     pub version: DocumentVersion,
     pub read: &'a Read,
+    /// Because of changes, and not of a sweep.
+    pub live: bool,
 }
 
 /// Writes documents and reports each key, with a claim on every `_id` meanwhile.
@@ -287,6 +290,11 @@ pub async fn write_documents(
     match tools.elastic.write_all(writes, deadline, &tools.metrics).await {
         Ok(outcomes) => {
             for (key, outcome) in keys.into_iter().zip(outcomes) {
+                if versioned.live
+                    && let Outcome::Done(Done::Created | Done::Deleted) = outcome
+                {
+                    build.tally.moved();
+                }
                 finish(tools, build, key, outcome, report).await;
             }
         }
@@ -322,6 +330,7 @@ async fn finish(
 /// Sends a document that can't be made or written to the dead letters; it then counts as handled.
 async fn bury(tools: &Tools, build: &Build, key: DocumentKey, reason: &str, report: &mut Report) {
     tracing::warn!(collection = build.plan.name, key = %key, reason, "document refused");
+    build.tally.buried(&key, reason);
     match tools.side.bury_document(&build.plan.name, &key, reason).await {
         Ok(()) => report.keys.push((key, KeyEnd::Finished)),
         Err(error) => {

@@ -9,13 +9,17 @@ use crate::mapping::plan::TableName;
 use crate::translate::refresh::Trouble;
 use crate::translate::stage::{Done, Origin, Stage};
 use crate::translate::sweep::{Demanded, SweepError};
-use crate::translate::{TranslateError, epoch, load, sweep};
+use crate::translate::{Tools, TranslateError, epoch, load, sweep};
 
 /// Before work that met an outage is tried again, and a sweep that failed.
 const OUTAGE_MAX: Duration = Duration::from_secs(2);
 /// Reads of a build that fail for good before it is suspended: enough for a load of the mappings
 /// to come between.
 const OUTDATED_MAX: u32 = 6;
+/// Before an index that was not what its SQL says is swept again: what is wrong with it is seldom
+/// mended by itself, and a sweep costs reads.
+const VERIFY_AGAIN_AFTER: Duration = Duration::from_secs(15);
+
 impl Stage {
     /// Starts all work that may start now.
     pub fn schedule(&mut self) -> Result<(), TranslateError> {
@@ -64,6 +68,12 @@ impl Stage {
             Done::GivenUp => {}
             Done::Fingerprint(taken) => self.on_fingerprint(taken),
             Done::Suspended(build) => self.suspended(build),
+            Done::Missing(build) => {
+                self.recreating.remove(&build);
+                self.forget(build);
+                self.load_catalog();
+            }
+            Done::Tended(look) => self.on_tended(look),
         }
         Ok(())
     }
@@ -74,16 +84,16 @@ impl Stage {
             return;
         }
         match &trouble {
-            None => self.context.health.ready("translate"),
+            None => {}
             Some(Trouble::Outage(reason)) => {
                 tracing::warn!(reason, "waiting for an outage to end");
-                self.context.health.waits("translate", reason.clone());
             }
             Some(Trouble::PlanOutdated) => self.load_catalog(),
             Some(Trouble::IndexMissing(build)) => self.recreate(*build),
             Some(Trouble::Moved) => {}
         }
         self.trouble = trouble;
+        self.tell_health();
     }
 
     /// A sweep wants keys refreshed and hears when they are.
@@ -105,6 +115,16 @@ impl Stage {
                 }
                 self.on_trouble(None);
             }
+            // No outage: what served goes on serving, and another sweep compares and repairs.
+            Err(error @ SweepError::Unverified { .. }) => {
+                let reason = crate::causes::with_causes(&error);
+                tracing::error!(reason, "not swapped; what served goes on, and it is swept again");
+                if let Some(build) = self.builds.get(build) {
+                    let label = [build.plan.name.as_str()];
+                    self.tools.metrics.verification_failures_total.with_label_values(&label).inc();
+                }
+                self.builds.sweep_failed(build, Instant::now() + VERIFY_AGAIN_AFTER);
+            }
             Err(error) => {
                 let reason = crate::causes::with_causes(&error);
                 tracing::warn!(reason, "a sweep ended early; it goes on shortly");
@@ -115,7 +135,9 @@ impl Stage {
                     SweepError::Moved => Trouble::Moved,
                     SweepError::PlanOutdated => Trouble::PlanOutdated,
                     SweepError::IndexMissing => Trouble::IndexMissing(build),
-                    SweepError::Outage { .. } => Trouble::Outage(reason),
+                    SweepError::Outage { .. } | SweepError::Unverified { .. } => {
+                        Trouble::Outage(reason)
+                    }
                 };
                 self.count_outdated(build, Some(&trouble));
                 self.on_trouble(Some(trouble));
@@ -143,16 +165,8 @@ impl Stage {
         let Some(serving) = self.builds.get(build) else { return };
         let (tools, index) = (Arc::clone(&self.tools), Arc::clone(&serving.index));
         self.tasks.spawn(async move {
-            let mut pause = tokio::time::interval(OUTAGE_MAX);
-            loop {
-                pause.tick().await;
-                match tools.elastic.mark_built(&index, false).await {
-                    Ok(()) => return Done::Suspended(build),
-                    Err(error) if error.is_transient() => {}
-                    // The index is gone, and with it what could be stale.
-                    Err(_) => return Done::Suspended(build),
-                }
-            }
+            owe_durably(&tools, &index).await;
+            Done::Suspended(build)
         });
     }
 
@@ -328,15 +342,38 @@ impl Stage {
             self.load_catalog();
         }
         self.trouble = None;
-        self.context.health.ready("translate");
+        self.tell_health();
         Ok(())
     }
 
-    /// The index of a build is gone: made anew by loading the catalog, and swept.
-    fn recreate(&mut self, build: BuildId) {
-        tracing::warn!(build, "an index is missing; it is made anew");
-        self.forget(build);
-        self.load_catalog();
+    /// The index of a build is gone, or the alias that it is written through: made anew by loading
+    /// the catalog, and swept. First whatever is left of it is told that a sweep is owed, as the
+    /// keys that wait are forgotten with the build.
+    pub fn recreate(&mut self, build: BuildId) {
+        let Some(missing) = self.builds.get(build) else { return };
+        if !self.recreating.insert(build) {
+            return;
+        }
+        tracing::warn!(index = %missing.index, "an index is missing; it is made anew");
+        let (tools, index) = (Arc::clone(&self.tools), Arc::clone(&missing.index));
+        self.tasks.spawn(async move {
+            owe_durably(&tools, &index).await;
+            Done::Missing(build)
+        });
+    }
+}
+
+/// Tells an index that a sweep is owed to it, however long that takes.
+async fn owe_durably(tools: &Tools, index: &str) {
+    let mut pause = tokio::time::interval(OUTAGE_MAX);
+    loop {
+        pause.tick().await;
+        match tools.elastic.mark_built(index, false).await {
+            Ok(()) => return,
+            Err(error) if error.is_transient() => {}
+            // The index is gone, and with it what could be stale.
+            Err(_) => return,
+        }
     }
 }
 

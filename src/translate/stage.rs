@@ -1,7 +1,7 @@
 //! STAGE of the translate role: one task that owns what is pending, which offsets are done and
 //! which builds there are; everything that takes time runs as a task of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::document::DocumentKey;
 use crate::document::pending::{BuildId, Pending};
-use crate::elasticsearch::client::Elasticsearch;
+use crate::elasticsearch::client::{ElasticError, Elasticsearch};
 use crate::kafka::consumer::{Log, LogError, Partition, Rebalanced};
 use crate::kafka::offsets::{self, Offsets};
 use crate::kafka::side::SideProducer;
@@ -28,7 +28,7 @@ use crate::translate::route::Router;
 use crate::translate::sweep::Demanded;
 use crate::translate::sweep::pace::LoadMeter;
 use crate::translate::{
-    Context, Tools, TranslateError, epoch, fingerprint, lookup, read_limits, refresh, sweep,
+    Context, Tools, TranslateError, epoch, fingerprint, lookup, read_limits, refresh, sweep, tend,
 };
 
 /// Messages taken in before other things get their turn: a few milliseconds of work.
@@ -74,6 +74,9 @@ pub enum Done {
     Fingerprint(fingerprint::Taken),
     /// How far the database is, if it could be asked.
     Noted(Option<epoch::Moment>),
+    /// What is left of the build's index says now that a sweep is owed to it.
+    Missing(BuildId),
+    Tended(Result<tend::Look, ElasticError>),
 }
 
 pub struct Stage {
@@ -112,6 +115,15 @@ pub struct Stage {
     pub followed: Vec<String>,
     /// What the catalog said when it was last asked.
     pub seen: fingerprint::Seen,
+    /// Builds whose index is about to be made anew.
+    pub recreating: HashSet<BuildId>,
+    /// A look at the indices is under way.
+    pub tending: bool,
+    /// Why an index takes no writes, as of the last look.
+    pub blocked: Option<String>,
+    /// What has been said of aliases that are not as they should be, and of whom.
+    pub said: BTreeSet<String>,
+    pub orphaned: Vec<String>,
     /// Sweeps send keys here that a refresh must look at.
     pub demands: mpsc::Sender<Demanded>,
 }
@@ -193,6 +205,11 @@ pub async fn run_session(
         paused: false,
         followed: Vec::new(),
         seen: fingerprint::Seen::default(),
+        recreating: HashSet::new(),
+        tending: false,
+        blocked: None,
+        said: BTreeSet::new(),
+        orphaned: Vec::new(),
         demands,
     };
     stage.load_catalog();
@@ -210,15 +227,13 @@ impl Stage {
         mut demanded: mpsc::Receiver<Demanded>,
         reload: &mut mpsc::Receiver<()>,
     ) -> Result<(), TranslateError> {
-        let folder = self.context.config.translate.mappings.clone();
         // One waiting signal says all: a load reads every file.
         let (changed, mut changes) = mpsc::channel(1);
         let mut watching = JoinSet::new();
-        watching.spawn(watch::watch(folder, changed));
-        let log = Arc::clone(&self.log);
-        let shutdown = self.context.shutdown.clone();
-        let mut commit_timer = tokio::time::interval(COMMIT_EVERY);
-        let mut note_timer = tokio::time::interval(NOTE_EVERY);
+        watching.spawn(watch::watch(self.context.config.translate.mappings.clone(), changed));
+        let (log, shutdown) = (Arc::clone(&self.log), self.context.shutdown.clone());
+        let [mut commit_timer, mut note_timer, mut tend_timer] =
+            [COMMIT_EVERY, NOTE_EVERY, tend::TEND_EVERY].map(tokio::time::interval);
         loop {
             // Here, as no message comes any more once the log is paused.
             self.note_rebalances()?;
@@ -252,15 +267,17 @@ impl Stage {
                 //    record of this epoch says that they are.
                 _ = note_timer.tick(), if self.builds.is_loaded() => self.note_progress(),
 
-                // 6. A mapping file changed, or SIGHUP.
+                // 6. Aliases and indices; what a command waits for.
+                _ = tend_timer.tick(), if !self.builds.closed => self.start_tending(),
+
+                // 7. A mapping file changed, or SIGHUP.
                 Some(()) = changes.recv(), if !self.builds.closed => self.load_catalog(),
                 Some(()) = reload.recv(), if !self.builds.closed => self.load_catalog(),
 
-                // 7. A parked key, an owed sweep, a poll or the next look at the catalog has
-                //    waited long enough.
+                // 8. A parked key, an owed sweep, a poll or a look at the catalog is due.
                 () = tokio::time::sleep_until(wake.into()) => {}
 
-                // 8. The log, last: what is already here goes first.
+                // 9. The log, last: what is already here goes first.
                 message = log.consumer().recv(), if !self.builds.closed => {
                     match message {
                         Ok(message) => {
@@ -413,11 +430,18 @@ impl Stage {
         }
         self.log_away = away;
         self.log_failed = away;
+        self.tell_health();
+    }
+
+    /// For `/readyz`: what we wait for, the reason that explains the others first.
+    pub fn tell_health(&self) {
         let health = &self.context.health;
-        match (&self.trouble, away) {
-            (_, true) => health.waits("translate", "Kafka: no broker answers"),
-            (Some(Trouble::Outage(reason)), false) => health.waits("translate", reason.as_str()),
-            (Some(_) | None, false) => health.ready("translate"),
+        match (&self.blocked, &self.trouble) {
+            _ if self.log_away => health.waits("translate", "Kafka: no broker answers"),
+            (Some(reason), _) | (None, Some(Trouble::Outage(reason))) => {
+                health.waits("translate", reason.as_str());
+            }
+            (None, Some(_) | None) => health.ready("translate"),
         }
     }
 

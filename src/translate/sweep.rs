@@ -36,11 +36,12 @@ use crate::document::DocumentKey;
 use crate::document::pending::BuildId;
 use crate::document::read::ReadError;
 use crate::elasticsearch::client::ElasticError;
-use crate::elasticsearch::index::AliasState;
-use crate::elasticsearch::index::definition::SweptTo;
+use crate::elasticsearch::index::note::SweptTo;
+use crate::translate::publish;
 use crate::translate::refresh::{Trouble, trouble_of};
 use crate::translate::sweep::audit::Suspect;
 use crate::translate::sweep::progress::Progress;
+use crate::translate::verify::Fault;
 use crate::translate::{Build, Tools};
 
 /// How often a wait for old transactions is said.
@@ -107,6 +108,9 @@ pub enum SweepError {
     /// From the beginning.
     #[error("the log has a gap for the collection since the sweep began")]
     Void,
+    /// The alias stays where it is.
+    #[error("collection {collection}: index {index} may not serve yet: {reason}")]
+    Unverified { collection: String, index: String, reason: String },
 }
 
 struct Sweeper {
@@ -135,7 +139,10 @@ pub async fn sweep(
     let suspects = Mutex::default();
     let mut sweeper =
         Sweeper { tools, build, demands, order, fresh: false, era: 0, progress, suspects };
+    sweeper.build.tally.begin();
     let from = sweeper.begin().await?;
+    // What an earlier process has filled is not in this one's tally.
+    let filled = sweeper.fresh && from.is_none();
     sweeper.settle().await?;
     let sweeper = Arc::new(sweeper);
     let documents = Arc::clone(&sweeper).slices(from).await?;
@@ -143,7 +150,7 @@ pub async fn sweep(
         sweeper.orphans().await?;
     }
     sweeper.judge(true).await?;
-    sweeper.publish().await?;
+    sweeper.publish(filled).await?;
     tracing::info!(
         collection = sweeper.build.plan.name,
         purpose = sweeper.order.purpose.name(),
@@ -232,44 +239,44 @@ impl Sweeper {
         }
     }
 
-    /// Points the alias to the build's index, and deletes indices that are older than the one
-    /// that served until now, which is kept for a way back.
-    async fn swap(&self) -> Result<(), SweepError> {
-        let elastic = &self.tools.elastic;
-        let (index, alias) = (&self.build.index, &self.build.alias);
-        let state = elastic.alias_state(alias).await.map_err(|it| self.elastic(&it))?;
-        let served: Vec<String> = match state {
-            AliasState::On(indices) => indices,
-            AliasState::Missing => Vec::new(),
-            AliasState::IsAnIndex => return Err(self.outage(format!("{alias} is an index"))),
-        };
-        let old = served.iter().find(|it| it.as_str() != &**index).map(String::as_str);
-        elastic.swap_alias(alias, index, old).await.map_err(|it| self.elastic(&it))?;
-        let all = elastic.list_indices(alias, &self.build.plan.name).await;
-        for (other, _) in all.map_err(|it| self.elastic(&it))? {
-            if other.as_str() != &**index && !served.contains(&other) {
-                elastic.delete_index(&other).await.map_err(|it| self.elastic(&it))?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn publish(&self) -> Result<(), SweepError> {
+    /// Marks the index as whole, and leads the alias to it, verified, if the order says so.
+    async fn publish(&self, filled: bool) -> Result<(), SweepError> {
         let elastic = &self.tools.elastic;
         let index = &self.build.index;
         elastic.refresh(index).await.map_err(|it| self.elastic(&it))?;
-        let fingerprint = self.build.plan.fingerprint.to_text();
-        let finished = elastic.finish_sweep(index, self.era, fingerprint).await;
-        if !finished.map_err(|it| self.elastic(&it))? {
-            return Err(SweepError::Void);
-        }
         if self.order.publish {
-            self.swap().await?;
-            tracing::info!(collection = self.build.plan.name, index = %index, "serving");
+            match publish::serve(&self.tools, &self.build, (self.era, filled)).await {
+                Ok(()) => {}
+                Err(fault) => return Err(self.fault(fault).await),
+            }
+        } else {
+            let fingerprint = self.build.plan.fingerprint.to_text();
+            let finished = elastic.finish_sweep(index, self.era, fingerprint).await;
+            if !finished.map_err(|it| self.elastic(&it))? {
+                return Err(SweepError::Void);
+            }
         }
         let label = [self.build.plan.name.as_str()];
         self.tools.metrics.collection_live.with_label_values(&label).set(1);
         Ok(())
+    }
+
+    async fn fault(&self, fault: Fault) -> SweepError {
+        match fault {
+            Fault::Differs(reason) => {
+                let index = self.build.index.to_string();
+                // The next sweep must look at everything, and not go on where this one ended.
+                if let Err(error) = self.tools.elastic.mark_built(&index, false).await {
+                    return self.elastic(&error);
+                }
+                let collection = self.build.plan.name.clone();
+                SweepError::Unverified { collection, index, reason }
+            }
+            Fault::Elastic(error) => self.elastic(&error),
+            Fault::Read(error) => self.read_error(&error),
+            Fault::Moved => SweepError::Moved,
+            Fault::Void => SweepError::Void,
+        }
     }
 
     /// Has keys refreshed, and waits for it.

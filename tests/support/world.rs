@@ -37,6 +37,8 @@ pub struct Wishes<'a> {
     pub companies: usize,
     /// Lines added to `[translate]`.
     pub translate: &'a str,
+    /// Lines added to `[elasticsearch]`.
+    pub elasticsearch: &'a str,
     /// Lines added to `[kafka]`.
     pub kafka: &'a str,
     /// SQL instead of the sample application; then there are no mappings either.
@@ -46,7 +48,14 @@ pub struct Wishes<'a> {
 
 impl Default for Wishes<'_> {
     fn default() -> Self {
-        Self { companies: 150, translate: "", kafka: "", instead: None, tables: "public.*" }
+        Self {
+            companies: 150,
+            translate: "",
+            elasticsearch: "",
+            kafka: "",
+            instead: None,
+            tables: "public.*",
+        }
     }
 }
 
@@ -278,6 +287,7 @@ impl Drop for World {
 
 fn config_text(name: &str, database_url: &str, http: &str, wishes: &Wishes<'_>) -> String {
     let (kafka, elastic) = (server("ONELOG_TEST_KAFKA"), server("ONELOG_TEST_ELASTICSEARCH"));
+    let more_elastic = wishes.elasticsearch;
     let (more_kafka, more_translate, tables) = (wishes.kafka, wishes.translate, wishes.tables);
     format!(
         r#"
@@ -297,6 +307,7 @@ properties = {{ "group.instance.id" = "{name}" }}
 url = "{elastic}"
 index_prefix = "{name}-"
 number_of_replicas = 0
+{more_elastic}
 [translate]
 poll_interval = "off"
 audit_interval = "off"

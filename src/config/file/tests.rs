@@ -47,6 +47,7 @@ const KEYS: [(&str, &[&str]); 6] = [
             "request_timeout",
             "number_of_shards",
             "number_of_replicas",
+            "rollback_window",
         ],
     ),
     (

@@ -8,8 +8,6 @@ use serde_json::{Map, Value, json};
 use crate::mapping::Nest;
 use crate::mapping::plan::{CollectionPlan, OutputColumn};
 
-/// OIDs from here on are of types that the database's users made (FirstNormalObjectId).
-const FIRST_USER_OID: u32 = 16_384;
 /// A term may have 32,766 bytes, and a character of UTF-8 up to 4.
 const KEYWORD_CHARACTERS_MAX: u32 = 8_191;
 /// As Elasticsearch's own dynamic mapping of strings.
@@ -17,9 +15,8 @@ const SUB_FIELD_CHARACTERS_MAX: u32 = 256;
 
 /// The field mapping of a column; None: left to what the values turn out to be.
 fn field_type(column: &OutputColumn) -> Option<Value> {
-    let element = column.type_name.trim_end_matches("[]");
     // Extensions' names may be qualified.
-    let bare = element.rsplit('.').next().unwrap_or(element);
+    let bare = column.value_type.rsplit('.').next().unwrap_or(&column.value_type);
     let number = |kind: &str| Some(json!({ "type": kind, "ignore_malformed": true }));
     match bare {
         "text" | "character varying" | "citext" | "xml" => Some(text()),
@@ -34,8 +31,11 @@ fn field_type(column: &OutputColumn) -> Option<Value> {
             "format": "strict_date_optional_time||epoch_millis",
             "ignore_malformed": true,
         })),
-        "json" | "jsonb" | "record" => None,
-        _ if column.type_oid >= FIRST_USER_OID => None,
+        // As text in JSON: `happy`, `[1,5)`.
+        "enum" | "range" => Some(keyword()),
+        "json" | "jsonb" | "record" | "composite" => None,
+        // An extension's type may be text in JSON or an object. Only such a name is qualified.
+        _ if column.value_type.contains('.') => None,
         _ => Some(keyword()),
     }
 }
@@ -49,9 +49,9 @@ fn keyword() -> Value {
     json!({ "type": "keyword", "ignore_above": KEYWORD_CHARACTERS_MAX })
 }
 
-/// Whether we can't tell by its name what a type is: an enum, a domain, a composite.
+/// Whether only the values tell what a type is: an extension's.
 fn is_user_type(column: &OutputColumn) -> bool {
-    column.type_oid >= FIRST_USER_OID && field_type(column).is_none()
+    column.value_type.contains('.') && field_type(column).is_none()
 }
 
 /// The `mappings` of a collection's index, without `_meta`.
@@ -85,7 +85,7 @@ pub fn mappings(plan: &CollectionPlan) -> Map<String, Value> {
             }
         };
         let user_types = columns.iter().filter(|it| is_user_type(it));
-        templates.extend(user_types.map(|it| enum_template(&format!("{prefix}{}", it.name))));
+        templates.extend(user_types.map(|it| string_template(&format!("{prefix}{}", it.name))));
     }
     for (field, written) in &plan.settings.field_types {
         let written = serde_json::from_str(written).expect("mapping/file.rs wrote this JSON");
@@ -100,8 +100,8 @@ pub fn mappings(plan: &CollectionPlan) -> Map<String, Value> {
     mappings
 }
 
-/// A column of a user's type is a keyword if its values are strings, as an enum's are.
-fn enum_template(path: &str) -> Value {
+/// A column of an extension's type is a keyword if its values are strings.
+fn string_template(path: &str) -> Value {
     json!({ path: { "match_mapping_type": "string", "path_match": path, "mapping": keyword() } })
 }
 
@@ -135,29 +135,33 @@ mod tests {
     #[test]
     fn every_result_type_has_its_field_type() {
         let cases = [
-            (25, "text", "text"),
-            (1015, "character varying[]", "text"),
-            (16_400, "public.citext", "text"),
-            (21, "smallint", "short"),
-            (20, "bigint", "long"),
-            (1231, "numeric[]", "double"),
-            (700, "real", "float"),
-            (16, "boolean", "boolean"),
-            (1082, "date", "date"),
-            (1114, "timestamp without time zone", "date"),
-            (2950, "uuid", "keyword"),
-            (869, "inet", "keyword"),
-            (1186, "interval", "keyword"),
-            (17, "bytea", "keyword"),
-            (3802, "jsonb", "unmapped"),
-            (20_000, "mood", "unmapped"),
+            ("text", "text"),
+            ("character varying", "text"),
+            ("public.citext", "text"),
+            ("smallint", "short"),
+            ("bigint", "long"),
+            ("numeric", "double"),
+            ("real", "float"),
+            ("boolean", "boolean"),
+            ("date", "date"),
+            ("timestamp without time zone", "date"),
+            ("uuid", "keyword"),
+            ("inet", "keyword"),
+            ("interval", "keyword"),
+            ("bytea", "keyword"),
+            ("enum", "keyword"),
+            ("range", "keyword"),
+            ("jsonb", "unmapped"),
+            ("composite", "unmapped"),
+            ("public.hstore", "unmapped"),
         ];
-        for (type_oid, type_name, expected) in cases {
-            let name = "c".to_owned();
-            let column = OutputColumn { name, type_oid, type_name: type_name.to_owned() };
+        for (value_type, expected) in cases {
+            let (name, type_name) = ("c".to_owned(), "public.mine".to_owned());
+            let value_type = value_type.to_owned();
+            let column = OutputColumn { name, type_oid: 20_000, type_name, value_type };
             let found = field_type(&column);
             let found = found.as_ref().map_or("unmapped", |it| it["type"].as_str().unwrap());
-            assert_eq!(found, expected, "{type_name}");
+            assert_eq!(found, expected, "{}", column.value_type);
         }
     }
 

@@ -18,6 +18,7 @@ impl Sweeper {
         let metrics = &self.tools.metrics;
         let swept = metrics.sweep_documents_total.with_label_values(&collection);
         swept.inc_by(count(slice.documents.len()));
+        self.build.tally.swept(&slice.documents);
         let version = DocumentVersion::new(self.tools.identity.epoch, &read.stamp.snapshot);
         let version = version.ok_or(SweepError::Moved)?;
         let mut demanded: Vec<DocumentKey> = slice.refused.into_iter().map(|it| it.key).collect();
@@ -33,7 +34,7 @@ impl Sweeper {
         let documents = documents.into_iter().map(|(document, _)| document).collect();
         let mut report =
             Report { build: self.build.id, keys: Vec::new(), besides: Vec::new(), trouble: None };
-        let versioned = Versioned { documents, version, read };
+        let versioned = Versioned { documents, version, read, live: false };
         write_documents(&self.tools, &self.build, versioned, &mut report).await;
         let left = report.keys.into_iter().filter(|(_, end)| *end != KeyEnd::Finished);
         demanded.extend(left.map(|(key, _)| key));

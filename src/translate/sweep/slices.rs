@@ -17,7 +17,7 @@ use crate::document::build::{self, Built};
 use crate::document::queries::{self, Query, Range};
 use crate::document::read::{Read, ReadError};
 use crate::document::{DocumentKey, build::BuildError};
-use crate::elasticsearch::index::definition::SweptTo;
+use crate::elasticsearch::index::note::SweptTo;
 
 /// Keys of one slice: a read of some ten milliseconds, and one bulk request.
 const SLICE_KEYS: i64 = 1_000;
