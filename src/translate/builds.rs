@@ -468,6 +468,15 @@ impl Builds {
 }
 
 impl Served {
+    fn order(&self) -> Order {
+        let purpose = match (self.built && self.serving, self.audit) {
+            (false, _) => Purpose::Build,
+            (true, false) => Purpose::Poll,
+            (true, true) => Purpose::Audit,
+        };
+        Order { publish: !self.serving, purpose, reached: Arc::clone(&self.reached) }
+    }
+
     fn owe(&mut self, ticket: Option<u64>) {
         self.audit = false;
         match &mut self.sweep {

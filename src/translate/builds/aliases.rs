@@ -41,13 +41,4 @@ impl Served {
             self.owe(None);
         }
     }
-
-    fn order(&self) -> Order {
-        let purpose = match (self.built && self.serving, self.audit) {
-            (false, _) => Purpose::Build,
-            (true, false) => Purpose::Poll,
-            (true, true) => Purpose::Audit,
-        };
-        Order { publish: !self.serving, purpose, reached: Arc::clone(&self.reached) }
-    }
 }
