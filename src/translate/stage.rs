@@ -36,8 +36,8 @@ const INTAKE_MAX: usize = 500;
 /// Records behind a parked one whose offsets can't be committed yet: some 50 MB. A day's wait for
 /// a standby holds up the others only once they are so many.
 const OFFSETS_MAX: usize = 1_000_000;
-/// How long joining the group may take after an outage has cost us our partitions: twice the
-/// session timeout, which the broker waits for members that died.
+/// How long an assignment may take to follow a revocation: twice the session timeout, which the
+/// broker waits for members that died.
 const REJOIN_MAX: Duration = Duration::from_secs(12);
 /// How often an outage of the log is said while it lasts.
 const LOG_ERROR_SAID_EVERY: Duration = Duration::from_secs(10);
@@ -105,7 +105,7 @@ pub struct Stage {
     pub log_error_said: Option<Instant>,
     /// No broker of the log answers.
     pub log_away: bool,
-    /// Since when an outage has cost us our partitions.
+    /// Since when partitions were revoked and no assignment has followed.
     pub rejoining: Option<Instant>,
     /// How far the database was when it was last asked.
     pub noted: epoch::Moment,
@@ -373,9 +373,9 @@ impl Stage {
             }
             Rebalanced::Revoked(partitions) => {
                 tracing::info!(count = partitions.len(), "partitions revoked");
-                if self.log_failed {
-                    self.rejoining = Some(Instant::now());
-                }
+                // Whatever the cause: librdkafka lets an assignment follow each revocation, be it
+                // empty. An outage may revoke before the log says an error.
+                self.rejoining = Some(Instant::now());
                 for partition in partitions {
                     self.offsets.revoke(&partition);
                     self.committed.remove(&partition);
@@ -413,7 +413,8 @@ impl Stage {
     /// "a broker is up" is no condition to wait for. A new session is a new member; while the
     /// outage lasts, it does not get beyond its first question to the log.
     fn check_rejoined(&self) -> Result<(), TranslateError> {
-        if self.rejoining.is_some_and(|it| it.elapsed() > REJOIN_MAX) {
+        let late = self.rejoining.is_some_and(|it| it.elapsed() > REJOIN_MAX);
+        if late && !self.followed.is_empty() {
             let source = rdkafka::error::KafkaError::Canceled;
             return Err(LogError { doing: "joining the group again", source }.into());
         }
