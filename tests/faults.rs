@@ -14,7 +14,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::eventually;
-use support::servers::{Away, Frozen, Setting, alone, stack};
+use support::servers::{Away, Setting, alone, stack};
 use support::traffic::Load;
 use support::world::{PATIENCE, Wishes, World, free_address};
 use tokio::task::JoinSet;
@@ -106,7 +106,7 @@ async fn a_server_that_is_away_is_waited_for() {
         }
         let reason = not_ready(&world).await;
         assert!(reason.contains(": "), "{service}: a role and its reason, not {reason:?}");
-        away.start().await;
+        away.bring_back().await;
         ready(&world).await;
         flush(&world).await;
         world.quiet().await;
@@ -125,7 +125,7 @@ async fn a_broker_that_hangs_costs_a_session_and_nothing_else() {
         world.metric_where("onelog_stage_restarts_total", stage).await
     };
     let before = restarts().await.expect("the metric");
-    let frozen = Frozen::freeze("kafka").await;
+    let frozen = Away::freeze("kafka").await;
     support::traffic::run_all(&world.database_url, 78, 2, 10).await;
     // Longer than librdkafka waits for its partitions, so the group is joined by a new member.
     eventually("a new session is tried", PATIENCE, || async {
@@ -133,7 +133,7 @@ async fn a_broker_that_hangs_costs_a_session_and_nothing_else() {
     })
     .await;
     assert!(not_ready(&world).await.contains("translate: "));
-    frozen.thaw().await;
+    frozen.bring_back().await;
     ready(&world).await;
     right_and_stopped(&world, daemon).await;
 }
@@ -205,7 +205,7 @@ async fn what_a_crash_takes_back_is_in_no_document() {
     for round in 0..6 {
         let load = Load::start(&asynchronous, 500 + round, 3);
         translated(&world, random.random_range(1..80)).await;
-        Away::kill("postgres").await.start().await;
+        Away::kill("postgres").await.bring_back().await;
         translated(&world, random.random_range(1..40)).await;
         load.stop().await;
         flush(&world).await;

@@ -106,4 +106,3 @@ elasticsearch_is_up() {
 
 elasticsearch_stop() { stop_gently "$STATE/elasticsearch" 30; }
 elasticsearch_kill() { end "$STATE/elasticsearch" KILL 10; }
-elasticsearch_signal() { signal "$STATE/elasticsearch" "$1"; }

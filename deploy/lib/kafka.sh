@@ -74,4 +74,3 @@ kafka_is_up() {
 
 kafka_stop() { stop_gently "$STATE/kafka" 30; }
 kafka_kill() { end "$STATE/kafka" KILL 10; }
-kafka_signal() { signal "$STATE/kafka" "$1"; }

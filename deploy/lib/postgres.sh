@@ -147,7 +147,6 @@ postgres_stop() {
 }
 
 postgres_kill() { postgres_control immediate 30; }
-postgres_signal() { die 'freeze and thaw are for kafka and elasticsearch: Postgres is many processes'; }
 
 # The server writes "ready" in its pid file once it takes connections, after crash recovery too.
 postgres_is_up() {

@@ -5,7 +5,7 @@
 //! at its end, and its table is named as *lost*, so that the collections that read it are swept.
 //! Offsets are committed only up to the first record whose documents are not written yet.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -284,22 +284,6 @@ impl Log {
         .await
     }
 
-    /// Those of `topics` that are not there: nobody has published to them yet, or they were
-    /// deleted. Blocks for network answers, so it runs on a blocking thread.
-    pub async fn missing_topics(&self, topics: Vec<String>) -> Result<Vec<String>, LogError> {
-        let consumer = Arc::clone(self.shared());
-        blocking(move || {
-            let mut missing = Vec::new();
-            for topic in topics {
-                if positions::partition_numbers(&*consumer, &topic)?.is_empty() {
-                    missing.push(topic);
-                }
-            }
-            Ok(missing)
-        })
-        .await
-    }
-
     /// Which of `topics` have a partition whose position is missing, out of range, or older than
     /// `age_max`, with the positions from which reading may start instead (their ends); and which
     /// topics are not there.
@@ -308,7 +292,7 @@ impl Log {
     /// sweep. Blocks for network answers, so it runs on a blocking thread.
     pub async fn lost_positions(
         &self,
-        topics: Vec<String>,
+        topics: BTreeSet<String>,
         age_max: Duration,
     ) -> Result<Positions, LogError> {
         let consumer = Arc::clone(self.shared());

@@ -89,9 +89,8 @@ pub async fn load(
 ) -> Result<Loaded, TranslateError> {
     // First, so that what a command writes meanwhile is a difference at the next look.
     let survey = tools.elastic.survey(&context.config.elasticsearch).await?;
-    let (plans, frozen, known) = resolve_all(context, tools, &request).await?;
+    let (plans, mut frozen, known) = resolve_all(context, tools, &request).await?;
     let mut prepared = Vec::with_capacity(plans.len());
-    let mut frozen = frozen;
     for plan in plans {
         let name = plan.name.clone();
         match prepare(context, tools, plan, (&request, &survey)).await {
@@ -279,9 +278,15 @@ async fn settle_positions(
             topics.insert(config.entity_topic(&table.namespace, &table.name), table);
         }
     }
-    let names: Vec<String> = topics.keys().cloned().collect();
-    make_topics(context, log.missing_topics(names.clone()).await?).await?;
-    let Positions { lost, missing } = log.lost_positions(names, config.min_compaction_lag).await?;
+    let names = topics.keys().cloned().collect();
+    let Positions { mut lost, mut missing } =
+        log.lost_positions(names, config.min_compaction_lag).await?;
+    if !missing.is_empty() {
+        make_topics(context, &missing).await?;
+        let made = log.lost_positions(missing, config.min_compaction_lag).await?;
+        lost.extend(made.lost);
+        missing = made.missing;
+    }
     let missing = missing.iter().filter_map(|it| topics.get(it).cloned()).collect();
     let tables: BTreeSet<&TableName> =
         lost.iter().filter_map(|(partition, _)| topics.get(&partition.topic)).collect();
@@ -316,10 +321,7 @@ async fn settle_positions(
 /// Makes the topics of tables of which nothing was published yet: one that was renamed, or has
 /// just been added to the publication. Capture makes them with the first change, and a consumer
 /// would not hear of that for minutes.
-async fn make_topics(context: &Context, missing: Vec<String>) -> Result<(), TranslateError> {
-    if missing.is_empty() {
-        return Ok(());
-    }
+async fn make_topics(context: &Context, missing: &BTreeSet<String>) -> Result<(), TranslateError> {
     let (kafka, postgres) = (&context.config.kafka, &context.config.postgres);
     let client = client::connect(&postgres.url, "onelog mappings").await?;
     let mut wanted = BTreeMap::new();

@@ -19,60 +19,42 @@ pub async fn alone() -> MutexGuard<'static, ()> {
 /// A server that is brought back when this is dropped, also by a failing test.
 pub struct Away {
     service: &'static str,
+    /// The command that undoes what was done to it.
+    cure: &'static str,
 }
 
 impl Away {
     /// Stops it as an operator would.
     pub async fn stop(service: &'static str) -> Self {
-        stack("stop", service).await;
-        Self { service }
+        Self::put(service, "stop", "start").await
     }
 
     /// `kill -9`; Postgres is shut down with `-m immediate`.
     pub async fn kill(service: &'static str) -> Self {
-        stack("kill", service).await;
-        Self { service }
+        Self::put(service, "kill", "start").await
     }
 
-    pub async fn start(self) {
-        let service = self.service;
+    /// It hangs: it is up, takes connections, and says nothing.
+    pub async fn freeze(service: &'static str) -> Self {
+        Self::put(service, "freeze", "thaw").await
+    }
+
+    async fn put(service: &'static str, fault: &'static str, cure: &'static str) -> Self {
+        stack(fault, service).await;
+        Self { service, cure }
+    }
+
+    pub async fn bring_back(self) {
+        let (cure, service) = (self.cure, self.service);
         std::mem::forget(self);
-        stack("start", service).await;
+        stack(cure, service).await;
     }
 }
 
 impl Drop for Away {
     fn drop(&mut self) {
-        let started = run_stack("start", self.service);
-        if let (Err(fault), false) = (started, std::thread::panicking()) {
-            panic!("{fault}");
-        }
-    }
-}
-
-/// A server that hangs: it is up, takes connections, and says nothing. It goes on when this is
-/// dropped, also by a failing test.
-pub struct Frozen {
-    service: &'static str,
-}
-
-impl Frozen {
-    pub async fn freeze(service: &'static str) -> Self {
-        stack("freeze", service).await;
-        Self { service }
-    }
-
-    pub async fn thaw(self) {
-        let service = self.service;
-        std::mem::forget(self);
-        stack("thaw", service).await;
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let thawed = run_stack("thaw", self.service);
-        if let (Err(fault), false) = (thawed, std::thread::panicking()) {
+        let cured = run_stack(self.cure, self.service);
+        if let (Err(fault), false) = (cured, std::thread::panicking()) {
             panic!("{fault}");
         }
     }
