@@ -244,8 +244,11 @@ impl Log {
         }
         let list = positions::list(&found)?;
         let (consumer, member) = (Arc::clone(self.shared()), member_config(config));
+        let age_max = config.min_compaction_lag;
         blocking(move || match consumer.commit(&list, CommitMode::Sync) {
-            Err(error) if positions::is_for_members(&error) => positions::join(member, &list),
+            Err(error) if positions::is_for_members(&error) => {
+                positions::join(member, &found, age_max)
+            }
             committed => committed.map_err(while_doing("committing first offsets")),
         })
         .await

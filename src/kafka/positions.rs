@@ -58,16 +58,22 @@ impl Positions {
             aged.add_partition_offset(&topic, number, Offset::Offset(oldest_ms))
                 .map_err(while_doing("naming a position"))?;
         }
+        // Records arrive and positions move while we ask. In this order neither makes a position
+        // look lost: it was there before the end was, and so was every record that must be young.
         let committed = consumer
             .committed_offsets(wanted, ANSWER_MAX)
             .map_err(while_doing("reading committed offsets"))?;
-        let first_trusted = consumer
-            .offsets_for_times(aged, ANSWER_MAX)
-            .map_err(while_doing("reading offsets by time"))?;
+        let mut ends = Vec::with_capacity(numbers.len());
         for number in numbers {
             let (low, high) = consumer
                 .fetch_watermarks(&topic, number, ANSWER_MAX)
                 .map_err(while_doing("reading a partition's ends"))?;
+            ends.push((number, low, high));
+        }
+        let first_trusted = consumer
+            .offsets_for_times(aged, ANSWER_MAX)
+            .map_err(while_doing("reading offsets by time"))?;
+        for (number, low, high) in ends {
             let trusted_from = offset_of(&first_trusted, &topic, number).unwrap_or(high);
             let position = offset_of(&committed, &topic, number);
             let fine = position.is_some_and(|at| {
@@ -132,17 +138,21 @@ impl ConsumerContext for Joining {
     }
 }
 
-/// Joins the group, commits the positions as a member, and leaves. The other members hardly
-/// notice: a cooperative rebalance takes nothing from them but what is new to all.
-pub(super) fn join(mut config: ClientConfig, list: &TopicPartitionList) -> Result<(), LogError> {
+/// Joins the group, commits those of the positions that are still lost, and leaves. The other
+/// members hardly notice: a cooperative rebalance takes nothing from them but what is new to all.
+pub(super) fn join(
+    mut config: ClientConfig,
+    found: &[(Partition, i64)],
+    age_max: Duration,
+) -> Result<(), LogError> {
     // Two members of one name would fence each other; and a static member never leaves.
     config.remove("group.instance.id");
     let consumer: BaseConsumer<Joining> = config
         .create_with_context(Joining::default())
         .map_err(while_doing("joining the group to commit first offsets"))?;
-    let topics: BTreeSet<String> = list.elements().iter().map(|it| it.topic().to_owned()).collect();
-    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-    consumer.subscribe(&topics).map_err(while_doing("subscribing to commit first offsets"))?;
+    let topics: BTreeSet<&str> = found.iter().map(|(it, _)| it.topic.as_str()).collect();
+    let names: Vec<&str> = topics.iter().copied().collect();
+    consumer.subscribe(&names).map_err(while_doing("subscribing to commit first offsets"))?;
     let deadline = Instant::now() + JOIN_MAX;
     loop {
         // What it brings is not ours to handle: it is read again by whoever gets the partition.
@@ -151,7 +161,18 @@ pub(super) fn join(mut config: ClientConfig, list: &TopicPartitionList) -> Resul
         if !consumer.context().joined.load(Ordering::Relaxed) && !late {
             continue;
         }
-        match consumer.commit(list, CommitMode::Sync) {
+        // Joining takes seconds, in which another member may have settled them as well, and have
+        // read on from there: its position is not to be set back.
+        let mut now = Positions::default();
+        for topic in &topics {
+            now.look_at(&consumer, (*topic).to_owned(), age_max)?;
+        }
+        let still_lost = |(it, _): &&(Partition, i64)| now.lost.iter().any(|(lost, _)| lost == it);
+        let still: Vec<_> = found.iter().filter(still_lost).cloned().collect();
+        if still.is_empty() {
+            return Ok(());
+        }
+        match consumer.commit(&list(&still)?, CommitMode::Sync) {
             Err(error) if is_for_members(&error) && !late => {}
             committed => return committed.map_err(while_doing("committing first offsets")),
         }

@@ -370,6 +370,9 @@ impl Stage {
             Rebalanced::Assigned(partitions) => {
                 tracing::info!(count = partitions.len(), "partitions assigned");
                 self.rejoining = None;
+                // Whoever joined may have set a position back that it took for lost: an offset
+                // that stands still would never be committed again.
+                self.committed.clear();
             }
             Rebalanced::Revoked(partitions) => {
                 tracing::info!(count = partitions.len(), "partitions revoked");
