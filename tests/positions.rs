@@ -1,0 +1,74 @@
+//! The group's positions against a real Kafka: what is lost, and what several members make of it.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use onelog::config::{Delivery, KafkaConfig};
+use onelog::kafka::consumer::{Log, Partition};
+use onelog::kafka::producer::wanted_topic;
+use onelog::kafka::topics::ensure_topics;
+use rdkafka::ClientConfig;
+use rdkafka::Message as _;
+use rdkafka::consumer::CommitMode;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+
+use support::server;
+use support::world::PATIENCE;
+
+fn config(test: &str) -> KafkaConfig {
+    let unique = format!("positions_{test}_{}", std::process::id());
+    KafkaConfig {
+        brokers: server("ONELOG_TEST_KAFKA"),
+        topic_prefix: unique.clone(),
+        delivery: Delivery::AtLeastOnce,
+        delivery_timeout: Duration::from_secs(10),
+        socket_timeout: Duration::from_secs(10),
+        partitions: 1,
+        replication_factor: 1,
+        min_compaction_lag: Duration::from_secs(7 * 24 * 3600),
+        group_id: unique,
+        properties: Vec::new(),
+    }
+}
+
+/// Two translators find the same position lost. While one of them joins the group to commit it,
+/// the other has it already and reads on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_another_member_has_settled_is_not_set_back() {
+    let config = config("settled");
+    let topic = config.entity_topic("public", "pear");
+    let wanted = wanted_topic(&config, &topic, true);
+    ensure_topics(&config, &[wanted], false).await.expect("a topic");
+    let topics = BTreeSet::from([topic.clone()]);
+    let place = Partition { topic: topic.clone(), number: 0 };
+    let (first, second) = (Log::new(&config).expect("a log"), Log::new(&config).expect("a log"));
+
+    let found_by_first = first.lost_positions(topics.clone(), config.min_compaction_lag).await;
+    let found_by_second = second.lost_positions(topics, config.min_compaction_lag).await;
+    let found_by_first = found_by_first.expect("positions").lost;
+    let found_by_second = found_by_second.expect("positions").lost;
+    assert_eq!(found_by_first, [(place.clone(), 0)]);
+    assert_eq!(found_by_second, found_by_first);
+
+    first.commit_lost(&config, found_by_first).await.expect("the group has no member yet");
+    first.subscribe(std::slice::from_ref(&topic)).expect("subscribed");
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &config.brokers).create().expect("a producer");
+    let record = FutureRecord::to(&topic).key("1").payload("{}");
+    producer.send(record, PATIENCE).await.expect("published");
+    let message = tokio::time::timeout(PATIENCE, first.consumer().recv()).await;
+    let offset = message.expect("in time").expect("a record").offset();
+    assert_eq!(offset, 0);
+    first.commit(&[(place.clone(), 1)], CommitMode::Sync).expect("committed");
+
+    // Its join needs the first one to go on polling.
+    let settling = second.commit_lost(&config, found_by_second);
+    tokio::select! {
+        settled = settling => settled.expect("settled"),
+        message = first.consumer().recv() => panic!("no record came: {message:?}"),
+    }
+    let stands = second.is_committed(vec![(place, 1)]).await.expect("an answer");
+    assert!(stands, "the position was set back");
+}
