@@ -4,5 +4,6 @@
 pub mod block;
 pub mod bulk;
 pub mod client;
+pub mod conflict;
 pub mod index;
 pub mod write;

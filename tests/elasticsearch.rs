@@ -13,7 +13,7 @@ use std::time::Duration;
 use onelog::config::{Credentials, ElasticsearchConfig};
 use onelog::document::{DocumentKey, DocumentVersion};
 use onelog::elasticsearch::bulk::{Done, Outcome, Write};
-use onelog::elasticsearch::client::{ElasticError, Elasticsearch};
+use onelog::elasticsearch::client::{Distribution, ElasticError, Elasticsearch};
 use onelog::elasticsearch::index::AliasState;
 use onelog::elasticsearch::index::definition::{IndexDefinition, alias_name, index_name};
 use onelog::mapping::plan::{CollectionPlan, EntryPlan, OutputColumn};
@@ -93,6 +93,10 @@ fn plan(hash: &str) -> CollectionPlan {
 
 impl Bed {
     async fn new() -> Self {
+        Self::of(plan("0123456789ab")).await
+    }
+
+    async fn of(plan: CollectionPlan) -> Self {
         let url = std::env::var("ONELOG_TEST_ELASTICSEARCH")
             .expect("ONELOG_TEST_ELASTICSEARCH is not set: run make test");
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -107,7 +111,6 @@ impl Bed {
             rollback_window: Duration::from_secs(86_400),
         };
         let elastic = Elasticsearch::new(&config).unwrap();
-        let plan = plan("0123456789ab");
         let definition = IndexDefinition::new(&config, &plan, 42);
         assert!(elastic.create(&definition).await.unwrap());
         assert!(!elastic.create(&definition).await.unwrap(), "again is fine");
@@ -202,6 +205,100 @@ async fn what_postgres_has_and_elasticsearch_has_not_is_stored_all_the_same() {
             Outcome::Done(Done::Created) => {}
             other => panic!("{body}: {other:?}"),
         }
+    }
+    bed.close().await;
+}
+
+/// A JSON column's scalars may differ from row to row, and within an array: in a field's first
+/// document, in whichever order, and many documents at once.
+#[tokio::test]
+async fn scalars_of_any_kind_share_a_field_of_a_json_column() {
+    let bed = Bed::new().await;
+    let values = ["1", "1.5", "123456789012345678901234567890", "true", "\"x\"", "null", "[[7]]"];
+    let mut writes = Vec::new();
+    for (nth, one) in values.iter().enumerate() {
+        for (other_nth, other) in values.iter().enumerate() {
+            let field = format!("f{nth}x{other_nth}");
+            let bodies = [
+                format!("{{\"extra\":{{\"{field}\":[{one},{other}],\"g{field}\":{one}}}}}"),
+                format!("{{\"extra\":{{\"{field}\":{other},\"g{field}\":{other}}}}}"),
+            ];
+            for body in bodies {
+                let key = writes.len().to_string();
+                writes.push(bed.write(&key, 1, Some(&body)));
+            }
+        }
+    }
+    let outcomes = bed.write_all(writes.clone()).await;
+    for (write, outcome) in writes.iter().zip(outcomes) {
+        assert_eq!(outcome, Outcome::Done(Done::Created), "{:?}", write.body);
+    }
+    let keys: Vec<DocumentKey> = writes.iter().map(|it| it.key.clone()).collect();
+    let found = bed.elastic.mget_sources(&bed.index, &keys).await.unwrap();
+    for (write, found) in writes.into_iter().zip(found) {
+        assert_eq!(found.map(|it| it.0), write.body);
+    }
+    assert!(bed.elastic.meta(&bed.index).await.unwrap().is_some(), "our note is where it was");
+    bed.close().await;
+}
+
+/// What no field type takes beside what it has. The last is more than the depth that we allow.
+fn misfits() -> Vec<String> {
+    let deep = format!("{}1{}", "{\"d\":".repeat(150), "}".repeat(150));
+    let misfits = [
+        "{\"a\":1}",
+        "{\"a\":{\"b\":1}}",
+        "{\"c\":{\"b\":1}}",
+        "{\"c\":\"x\"}",
+        "{\"e\":[{\"b\":1},2]}",
+        "5",
+        "[1,{}]",
+        "{\"\":1}",
+        "{\" \":1}",
+        "{\".\":1,\"a..b\":2}",
+        "{\"g.h\":1,\"g\":2}",
+        &deep,
+    ];
+    misfits.map(str::to_owned).into()
+}
+
+#[tokio::test]
+async fn json_that_does_not_fit_is_said_with_a_cure_that_takes_it_all() {
+    let bed = Bed::new().await;
+    let mut refused = 0;
+    for (nth, extra) in misfits().iter().enumerate() {
+        let body = format!("{{\"extra\":{extra}}}");
+        match bed.one(&nth.to_string(), 1, Some(&body)).await {
+            Outcome::Done(Done::Created) => {}
+            Outcome::Refused { reason, .. } => {
+                refused += 1;
+                let cure = "`fields = { COLUMN = { type = \"object\", enabled = false } }`";
+                assert!(reason.contains(cure), "{body}: {reason}");
+            }
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+    assert!(refused >= 7, "only {refused} did not fit");
+    let many: Vec<String> = (0..3_000).map(|it| format!("\"k{it}\":1")).collect();
+    let many = format!("{{\"extra\":{{{}}}}}", many.join(","));
+    let beyond_the_limit = bed.one("many", 1, Some(&many)).await;
+    match bed.elastic.info().await.unwrap().distribution {
+        Distribution::Elasticsearch => assert_eq!(beyond_the_limit, Outcome::Done(Done::Created)),
+        Distribution::OpenSearch => assert_eq!(beyond_the_limit.label(), "refused"),
+    }
+    bed.close().await;
+
+    let mut plan = plan("0123456789ab");
+    let off = r#"{"type":"object","enabled":false}"#.to_owned();
+    plan.settings.field_types.push(("extra".to_owned(), off));
+    let bed = Bed::of(plan).await;
+    let bodies = misfits().into_iter().map(|it| format!("{{\"extra\":{it}}}")).chain([many]);
+    for (nth, body) in bodies.enumerate() {
+        let key = nth.to_string();
+        let outcome = bed.one(&key, 1, Some(&body)).await;
+        assert_eq!(outcome, Outcome::Done(Done::Created), "{body}");
+        let found = bed.elastic.mget_sources(&bed.index, &[DocumentKey(key)]).await.unwrap();
+        assert_eq!(found, [Some((body, DocumentVersion(1)))]);
     }
     bed.close().await;
 }

@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "document/queries.rs",
     "elasticsearch/block.rs",
     "elasticsearch/bulk.rs",
+    "elasticsearch/conflict.rs",
     "elasticsearch/index/note.rs",
     "elasticsearch/index/survey.rs",
     "translate/tickets.rs",

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::document::{DocumentKey, DocumentVersion};
-use crate::elasticsearch::block::with_cure;
+use crate::elasticsearch::{block, conflict};
 
 /// Most writes in one request; more gain nothing, as documents of a few KB fill the bytes first.
 const REQUEST_WRITES_MAX: usize = 1_000;
@@ -239,9 +239,9 @@ fn outcome(write: &Write, item: Item) -> Option<Outcome> {
         // fault of the document's.
         (status @ (401 | 403 | 429 | 500..=599), ..)
         | (status, Some("cluster_block_exception" | "index_closed_exception"), _) => {
-            Outcome::Retry { status, reason: with_cure(reason()) }
+            Outcome::Retry { status, reason: block::with_cure(reason()) }
         }
-        (status, ..) => Outcome::Refused { status, reason: reason() },
+        (status, ..) => Outcome::Refused { status, reason: conflict::with_cure(reason()) },
     })
 }
 

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::config::ElasticsearchConfig;
 use crate::elasticsearch::bulk::write_alias;
 use crate::elasticsearch::client::{ElasticError, Elasticsearch, Request};
+use crate::elasticsearch::conflict::Torn;
 use crate::elasticsearch::index::definition::IndexDefinition;
 use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
 use crate::elasticsearch::index::survey::Survey;
@@ -48,8 +49,16 @@ impl Elasticsearch {
                 false => Err(ElasticError::Refused { doing, status: 400, reason }),
             };
         }
-        let request = Request::new(doing, Method::Put, format!("/{index}")).body(&definition.body);
-        match self.send(request).await {
+        let send = |body: &Value| {
+            self.send(Request::new(doing, Method::Put, format!("/{index}")).body(body))
+        };
+        let mut sent = send(&definition.body).await;
+        if let Err(ElasticError::Refused { reason, .. }) = &sent
+            && let Some(body) = definition.without_unknown(reason)
+        {
+            sent = send(&body).await;
+        }
+        match sent {
             Ok(_) => Ok(true),
             // Another process was quicker, or our first try was and its answer was lost.
             Err(ElasticError::Refused { reason, .. })
@@ -300,6 +309,16 @@ impl Elasticsearch {
             Ok(_) | Err(ElasticError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Gives a field of an index a type that takes what a document brings.
+    ///
+    /// # Errors
+    /// As any request; [`ElasticError::Refused`]: the field has got another type meanwhile.
+    pub async fn widen(&self, index: &str, torn: &Torn) -> Result<(), ElasticError> {
+        let doing = "giving a field a wider type";
+        let request = Request::new(doing, Method::Put, format!("/{index}/_mapping"));
+        self.send(request.body(&torn.wider())).await.map(drop)
     }
 
     /// How many documents were searchable at the last refresh.

@@ -7,6 +7,7 @@
 //! **Invariant:** one write of an `_id` is in flight in a call; the caller sees to that between calls.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use elasticsearch::http::Method;
@@ -14,12 +15,17 @@ use tokio::time::{Instant, sleep};
 
 use crate::elasticsearch::bulk::{self, Outcome, Write};
 use crate::elasticsearch::client::{ElasticError, Elasticsearch, Request};
+use crate::elasticsearch::conflict::{self, Torn};
 use crate::metrics::Metrics;
 
 /// A busy server needs about this long to drain a queue.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longer would only lengthen the wait after an outage.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Fields that are given a wider type in one call: as many as a document of some size may bring.
+/// Beyond it the document is refused, with the reason that names the next field.
+const WIDENED_MAX: usize = 100;
 
 const DOING: &str = "writing documents";
 
@@ -52,7 +58,9 @@ impl Elasticsearch {
                 break;
             }
             let answered = self.write_batch(&writes, &batch, metrics).await;
-            if round.take(batch, answered)? {
+            let smooth = round.take(batch, answered)?;
+            let smooth = self.widen_torn(&writes, &mut round).await? && smooth;
+            if smooth {
                 backoff = BACKOFF_MIN;
                 continue;
             }
@@ -61,6 +69,45 @@ impl Elasticsearch {
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
         round.finish(&writes, metrics)
+    }
+
+    /// Mends what was refused for a new field that a document brings with two types, and has those
+    /// documents written again. Each field once: a second refusal has another cause. False: wait
+    /// before the next request.
+    async fn widen_torn(&self, writes: &[Write], round: &mut Round) -> Result<bool, ElasticError> {
+        let (mut smooth, mut again) = (true, Vec::new());
+        for at in std::mem::take(&mut round.refused) {
+            let Some(Outcome::Refused { reason, .. }) = &round.outcomes[at] else { continue };
+            let Some(torn) = conflict::torn(reason) else { continue };
+            let place = (Arc::clone(&writes[at].index), torn);
+            if !round.widened.contains(&place) {
+                if round.widened.len() >= WIDENED_MAX {
+                    continue;
+                }
+                match self.widen(&place.0, &place.1).await {
+                    // Refused: another document has settled the type meanwhile.
+                    // Gone: the next write says so.
+                    Ok(()) | Err(ElasticError::Refused { .. } | ElasticError::NotFound { .. }) => {}
+                    Err(error) if error.is_transient() => {
+                        round.failure = Some(error);
+                        smooth = false;
+                    }
+                    Err(error) => return Err(error),
+                }
+            } else if round.written_again.contains(&(at, place.1.clone())) {
+                continue;
+            }
+            if smooth {
+                round.written_again.insert((at, place.1.clone()));
+                round.widened.insert(place);
+            }
+            round.outcomes[at] = None;
+            again.push(at);
+        }
+        if !again.is_empty() {
+            round.queue.push_back(again);
+        }
+        Ok(smooth)
     }
 
     async fn write_batch(
@@ -87,6 +134,12 @@ struct Round {
     outcomes: Vec<Option<Outcome>>,
     /// Why the newest request failed that failed as a whole.
     failure: Option<ElasticError>,
+    /// Refused by the newest answer.
+    refused: Vec<usize>,
+    /// Fields that were given a wider type.
+    widened: HashSet<(Arc<str>, Torn)>,
+    /// Writes that were tried again because of such a field.
+    written_again: HashSet<(usize, Torn)>,
 }
 
 impl Round {
@@ -95,7 +148,14 @@ impl Round {
         let sent: Vec<usize> = (0..writes.len()).filter(|&at| outcomes[at].is_none()).collect();
         let each: Vec<&Write> = sent.iter().map(|&at| &writes[at]).collect();
         let queue = bulk::split(&each).into_iter().map(|it| sent[it].to_vec()).collect();
-        Self { queue, outcomes, failure: None }
+        Self {
+            queue,
+            outcomes,
+            failure: None,
+            refused: Vec::new(),
+            widened: HashSet::new(),
+            written_again: HashSet::new(),
+        }
     }
 
     /// Takes a batch's answer in. False: wait before the next request.
@@ -108,8 +168,10 @@ impl Round {
             Ok(outcomes) => {
                 let mut again = Vec::new();
                 for (at, outcome) in batch.into_iter().zip(outcomes) {
-                    if matches!(outcome, Outcome::Retry { .. }) {
-                        again.push(at);
+                    match outcome {
+                        Outcome::Retry { .. } => again.push(at),
+                        Outcome::Refused { .. } => self.refused.push(at),
+                        _ => {}
                     }
                     self.outcomes[at] = Some(outcome);
                 }

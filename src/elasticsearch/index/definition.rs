@@ -11,6 +11,11 @@ use crate::mapping::plan::CollectionPlan;
 /// Elasticsearch's default: each field costs memory on every node.
 const FIELDS_MIN: usize = 1_000;
 
+/// Levels of objects in a JSON column; Elasticsearch's default of 20 would refuse the document.
+const DEPTH_MAX: u32 = 100;
+/// Known to Elasticsearch since 8.14, and not to OpenSearch.
+const IGNORE_BEYOND_LIMIT: &str = "mapping.total_fields.ignore_dynamic_beyond_limit";
+
 /// The alias that frontends read.
 pub fn alias_name(config: &ElasticsearchConfig, collection: &str) -> String {
     format!("{}{collection}", config.index_prefix)
@@ -47,6 +52,9 @@ impl IndexDefinition {
         // The versions of deleted documents must outlive every read that may still be written.
         set("gc_deletes", "1h".into());
         set("mapping.total_fields.limit", (FIELDS_MIN + 4 * columns).into());
+        // Beyond the limit the inside of a JSON column is kept and not searchable, not refused.
+        set(IGNORE_BEYOND_LIMIT, true.into());
+        set("mapping.depth.limit", DEPTH_MAX.into());
         let written = serde_json::from_str(&plan.settings.index_settings);
         let written: Map<String, Value> = written.expect("mapping/file.rs wrote this JSON");
         flatten("", written, &mut settings);
@@ -58,6 +66,18 @@ impl IndexDefinition {
             "aliases": aliases,
         });
         Self { index, meta, body }
+    }
+}
+
+impl IndexDefinition {
+    /// What is sent to a server that does not know a setting of ours, if its refusal speaks of one.
+    pub(super) fn without_unknown(&self, reason: &str) -> Option<Value> {
+        if !reason.contains("unknown setting") || !reason.contains(IGNORE_BEYOND_LIMIT) {
+            return None;
+        }
+        let mut body = self.body.clone();
+        body.pointer_mut("/settings/index")?.as_object_mut()?.remove(IGNORE_BEYOND_LIMIT)?;
+        Some(body)
     }
 }
 

@@ -40,7 +40,8 @@ fn field_type(column: &OutputColumn) -> Option<Value> {
     }
 }
 
-fn text() -> Value {
+/// Takes every scalar.
+pub(in crate::elasticsearch) fn text() -> Value {
     let sub_field = json!({ "type": "keyword", "ignore_above": SUB_FIELD_CHARACTERS_MAX });
     json!({ "type": "text", "fields": { "keyword": sub_field } })
 }
@@ -107,13 +108,20 @@ fn string_template(path: &str) -> Value {
 
 /// For the inside of JSON columns: what does not fit the field's first value is not searchable,
 /// rather than refused.
-fn dynamic_templates() -> [Value; 3] {
-    let number = |kind: &str| {
-        let mapping = json!({ "type": kind, "ignore_malformed": true });
-        json!({ format!("onelog_{kind}"): { "match_mapping_type": kind, "mapping": mapping } })
-    };
-    let strings = json!({ "match_mapping_type": "string", "mapping": text() });
-    [number("long"), number("double"), json!({ "onelog_string": strings })]
+fn dynamic_templates() -> [Value; 4] {
+    let template = |kind: &str, mapping: Value| json!({ format!("onelog_{kind}"): { "match_mapping_type": kind, "mapping": mapping } });
+    [
+        template("long", dynamic_number("long")),
+        template("double", dynamic_number("double")),
+        template("string", text()),
+        // A boolean field takes nothing but booleans, and a keyword finds `true` as well.
+        template("boolean", keyword()),
+    ]
+}
+
+/// A number within a JSON column.
+pub(in crate::elasticsearch) fn dynamic_number(kind: &str) -> Value {
+    json!({ "type": kind, "ignore_malformed": true })
 }
 
 /// Puts a field's mapping where its dotted name says: `a.b` is b within a, if a is an object here.
