@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::health::Health;
 use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::SourceContext;
-use crate::kafka::producer::{ProducerSession, run_producer};
+use crate::kafka::producer::{ProducerSession, run_producer, wanted_topic};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
@@ -322,6 +322,12 @@ async fn run_stages(
         },
         producer: Arc::clone(producer),
         resume,
+        expected: opened
+            .shapes
+            .topics()
+            .iter()
+            .map(|topic| wanted_topic(&config.kafka, topic, true))
+            .collect(),
         shutdown: shutdown.clone(),
     };
     let source = Source {

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn server(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run make test"))
@@ -251,6 +251,27 @@ async fn rows_arrive_in_order_with_their_envelopes() {
     let mut said = Vec::new();
     prepare_capture(&bed.config, false, false, &mut said).await.unwrap();
     assert!(said.iter().all(|it| !it.starts_with("Ran") && !it.starts_with("Created")), "{said:?}");
+    bed.drop_all().await;
+}
+
+/// The first change of a table must not wait for its topic.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_is_there_before_the_first_change() {
+    let bed = Bed::new("ahead").await;
+    bed.run("CREATE TABLE $s.u (id int PRIMARY KEY); ALTER PUBLICATION $s ADD TABLE $s.u").await;
+    let topic = bed.config.kafka.entity_topic(&bed.config.postgres.slot_name, "u");
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &bed.config.kafka.brokers).create().unwrap();
+    let is_there = || {
+        // All topics, as asking for one may create it.
+        let metadata = consumer.fetch_metadata(None, LIMIT).unwrap();
+        metadata.topics().iter().any(|it| it.name() == topic)
+    };
+    assert!(!is_there());
+    let (token, running) = bed.start();
+    eventually("the topic is there", || async { is_there() }).await;
+    token.cancel();
+    running.await.unwrap().unwrap();
     bed.drop_all().await;
 }
 

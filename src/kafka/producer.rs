@@ -14,9 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::with_causes;
 use crate::change::{Begin, Change};
 use crate::config::KafkaConfig;
 use crate::kafka::batch::{Batch, Item};
@@ -26,7 +28,7 @@ use crate::kafka::envelope::{
     TransactionContext, transaction_headers,
 };
 use crate::kafka::progress_record::{self, ProgressRecord};
-use crate::kafka::topics::{self, TopicAction, TopicKind, WantedTopic};
+use crate::kafka::topics::{self, TopicAction, TopicError, TopicKind, WantedTopic};
 use crate::lsn::Lsn;
 use crate::progress::TransactionSeq;
 use crate::relation::RelationId;
@@ -46,6 +48,9 @@ pub struct ProducerSession {
     pub producer: Arc<LogProducer>,
     /// Where the stream begins: durable in the progress topic.
     pub resume: Lsn,
+    /// Topics of the tables that are published now: seen to before their first change, which
+    /// would wait for that.
+    pub expected: Vec<WantedTopic>,
     /// Cancelled when the end of the input is a drain, not a lost connection.
     pub shutdown: CancellationToken,
 }
@@ -64,6 +69,7 @@ pub async fn run_producer(
     let shutdown = session.shutdown.clone();
     let mut recorder = Recorder::new(&session, confirmed);
     let mut encoder = Encoder::new(session);
+    let mut ahead = Ahead::new(&mut encoder.session);
     // Before the first record of ours, a successor must know that there may be some.
     recorder.record_and_wait(false).await?;
     loop {
@@ -80,7 +86,9 @@ pub async fn run_producer(
             () = producer.moved() => {}
             // 2. Progress is to be recorded: before input, or a busy stream would put it off.
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-            // 3. More changes.
+            // 3. Topics were seen to: the next change need not wait for its own.
+            Some(topics) = ahead.next() => encoder.topics.extend(topics),
+            // 4. More changes.
             batch = input.recv() => match batch {
                 Some(batch) => encoder.send(batch).await?,
                 None => break,
@@ -93,6 +101,64 @@ pub async fn run_producer(
         return Ok(());
     }
     recorder.record_and_wait(true).await
+}
+
+/// Topics seen to at a time: the answer with the settings of each has some 3 KB.
+const AHEAD_MAX: usize = 200;
+
+/// Sees to the topics of the published tables while the stream goes on.
+struct Ahead {
+    config: KafkaConfig,
+    waiting: Vec<WantedTopic>,
+    task: JoinSet<Vec<Arc<str>>>,
+}
+
+impl Ahead {
+    fn new(session: &mut ProducerSession) -> Self {
+        let waiting = std::mem::take(&mut session.expected);
+        let mut ahead = Self { config: session.config.clone(), waiting, task: JoinSet::new() };
+        ahead.go_on();
+        ahead
+    }
+
+    fn go_on(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let rest = self.waiting.split_off(AHEAD_MAX.min(self.waiting.len()));
+        let wanted = std::mem::replace(&mut self.waiting, rest);
+        let config = self.config.clone();
+        self.task.spawn(async move {
+            match see_to(&config, &wanted).await {
+                Ok(()) => wanted.into_iter().map(|it| it.name.into()).collect(),
+                // Whatever it is, it is met again, and told, where the topic is needed.
+                Err(error) => {
+                    tracing::debug!(error = %with_causes(&error), "topics not seen to ahead");
+                    Vec::new()
+                }
+            }
+        });
+    }
+
+    /// The next topics that are fine; None when there are no more.
+    async fn next(&mut self) -> Option<Vec<Arc<str>>> {
+        let joined = self.task.join_next().await?;
+        self.go_on();
+        // One that panicked has said so; its topics are seen to where they are needed.
+        Some(joined.unwrap_or_default())
+    }
+}
+
+/// Sees to it that the topics are there, and tells what was done or differs.
+async fn see_to(config: &KafkaConfig, wanted: &[WantedTopic]) -> Result<(), TopicError> {
+    for action in topics::ensure_topics(config, wanted, false).await? {
+        match action {
+            TopicAction::Fine { .. } => {}
+            TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
+            TopicAction::Drift { warning, .. } => tracing::warn!(warning, "topic differs"),
+        }
+    }
+    Ok(())
 }
 
 /// Writes progress records, one at a time.
@@ -270,14 +336,8 @@ impl Encoder {
         if !self.topics.contains(&shape.topic) {
             let config = &self.session.config;
             let wanted = wanted_topic(config, &shape.topic, !shape.key_columns.is_empty());
-            let actions = topics::ensure_topics(config, &[wanted], false).await;
-            for action in actions.map_err(|error| ProduceError::Topic(Arc::new(error)))? {
-                match action {
-                    TopicAction::Fine { .. } => {}
-                    TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
-                    TopicAction::Drift { warning, .. } => tracing::warn!(warning, "topic differs"),
-                }
-            }
+            let seen = see_to(config, &[wanted]).await;
+            seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
             self.topics.insert(Arc::clone(&shape.topic));
         }
         self.shapes.insert(shape.relation.id, shape);

@@ -5,7 +5,7 @@
 //! and the stream is behind it, so what the two agree on is used: `TableShape` looks columns up by
 //! name. A table that is gone by now is written by its identity.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::SourceError;
@@ -48,6 +48,13 @@ impl Shapes {
         };
         shapes.read_tables().await?;
         Ok(shapes)
+    }
+
+    /// The topics of the tables that are published now, of those with a primary key: what another
+    /// table's key is, the stream says with its first change.
+    pub fn topics(&self) -> BTreeSet<String> {
+        let keyed = self.tables.values().filter(|it| !it.primary_key.is_empty());
+        keyed.map(|it| self.config.entity_topic(&it.root_namespace, &it.root_name)).collect()
     }
 
     /// How the changes of a relation that the stream has just described are written.
