@@ -228,7 +228,12 @@ async fn start(
     // The name is an identifier in a list of them.
     let publication = config.postgres.publication_name.replace('"', "\"\"");
     let publications = format!("\"{publication}\"");
-    let options = [("proto_version", "1"), ("publication_names", publications.as_str())];
+    let options = [
+        ("proto_version", "1"),
+        ("publication_names", publications.as_str()),
+        // What `pg_logical_emit_message` writes: the outbox without a table, and our own marks.
+        ("messages", "true"),
+    ];
     connection.start_replication(&config.postgres.slot_name, from, &options).await
 }
 

@@ -136,14 +136,21 @@ pub enum Change {
         cascade: bool,
         restart_identity: bool,
     },
-    /// `pg_logical_emit_message`.
-    Message {
-        transactional: bool,
-        /// Only for show: not an LSN that anything may be concluded from.
-        lsn: Lsn,
-        prefix: String,
-        content: Bytes,
-    },
+}
+
+/// What `pg_logical_emit_message` wrote: nothing that happened to a row, but a word to whoever
+/// reads the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalMessage {
+    /// It belongs to its transaction: it comes at its place between the transaction's changes,
+    /// and not at all if that is rolled back. One that is not comes between transactions, as soon
+    /// as it is decoded, possibly before changes that were made before it.
+    pub transactional: bool,
+    /// Only for show: not an LSN that anything may be concluded from.
+    pub lsn: Lsn,
+    /// Says whose message it is: ours begin with `onelog.`.
+    pub prefix: String,
+    pub content: Bytes,
 }
 
 /// What the stream brings, one at a time.
@@ -151,6 +158,8 @@ pub enum Change {
 pub enum Step {
     Begin(Begin),
     Change(Change),
+    /// Within its transaction, or between two if it is not transactional.
+    Message(LogicalMessage),
     Commit(Commit),
     /// All WAL before `wal_end` has been decoded: nothing of it is still to come.
     Keepalive {

@@ -78,6 +78,9 @@ macro_rules! metrics {
 metrics! {
     /// Row changes received from Postgres, by kind.
     capture_changes_total: IntCounterVec ["op"],
+    /// Logical messages received from Postgres, by whose they are: own (prefix `onelog.`) or
+    /// foreign, which are ignored.
+    capture_messages_total: IntCounterVec ["kind"],
     /// Transactions received from Postgres to their commit.
     capture_transactions_total: IntCounter [],
     /// Bytes of WAL stream received from Postgres.
@@ -167,6 +170,9 @@ impl Metrics {
     fn start_series(&self) {
         for reason in ["document", "record"] {
             self.dead_letters_total.with_label_values(&[reason]);
+        }
+        for kind in ["own", "foreign"] {
+            self.capture_messages_total.with_label_values(&[kind]);
         }
         for stage in ["capture", "translate"] {
             self.stage_restarts_total.with_label_values(&[stage]);

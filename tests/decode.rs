@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use onelog::change::{Change, Step};
 use onelog::kafka::envelope::{
-    ChangeAt, EnvelopeWriter, LogicalMessage, SourceContext, TableShape, TransactionContext,
+    ChangeAt, EnvelopeWriter, SourceContext, TableShape, TransactionContext,
 };
 use onelog::lsn::Lsn;
 use onelog::postgres::assemble::Assembler;
@@ -75,12 +75,6 @@ async fn lines(client: &Client, writer: &mut EnvelopeWriter, change: &Change) ->
         | Change::Update { relation, .. }
         | Change::Delete { relation, .. } => std::slice::from_ref(relation),
         Change::Truncate { relations, .. } => relations,
-        Change::Message { transactional, prefix, content, .. } => {
-            let transactional = *transactional;
-            let it = LogicalMessage { transactional, prefix, content };
-            let record = writer.write_message("m", it, at);
-            return vec![format!("m {}", short(&parse(record.value)["message"]))];
-        }
     };
     let mut lines = Vec::new();
     for relation in relations {
@@ -126,6 +120,11 @@ async fn real_messages_become_records() {
                 correlation: Vec::new(),
             }),
             Some(Step::Change(change)) => found.extend(lines(&client, &mut writer, &change).await),
+            Some(Step::Message(it)) => {
+                let record = writer.write_message("m", &it, ChangeAt { lsn: Lsn(1), now_us: 1 });
+                let value: Value = serde_json::from_slice(record.value.unwrap()).unwrap();
+                found.push(format!("m {}", short(&value["message"])));
+            }
             Some(Step::Commit(_)) | None => {}
             Some(Step::Keepalive { .. }) => panic!("pgoutput has no keepalives"),
         }

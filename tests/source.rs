@@ -276,6 +276,31 @@ async fn a_topic_is_there_before_the_first_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn messages_of_others_are_counted_and_hold_nothing_up() {
+    let bed = Bed::new("words").await;
+    let (token, running) = bed.start();
+    bed.streaming().await;
+    let count = |kind| bed.metrics.capture_messages_total.with_label_values(&[kind]).get();
+    bed.run("SELECT pg_logical_emit_message(false, 'someone', 'loose')").await;
+    bed.run("SELECT pg_logical_emit_message(true, 'someone', repeat('x', 100000))").await;
+    bed.run(
+        "BEGIN; SELECT pg_logical_emit_message(true, 'someone', ''); \
+         INSERT INTO $s.t VALUES (1, 'a'); \
+         SELECT pg_logical_emit_message(true, 'onelog.of_a_later_version', '\\x00ff'::bytea); \
+         SELECT pg_logical_emit_message(false, 'someone', 'loose'); COMMIT",
+    )
+    .await;
+    let gone = "BEGIN; SELECT pg_logical_emit_message(true, 'someone', 'gone'); ROLLBACK";
+    bed.run(gone).await;
+    bed.caught_up().await;
+    assert_eq!((count("foreign"), count("own")), (4, 1));
+    token.cancel();
+    timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
+    assert_eq!(read(&bed.config.kafka.brokers, &bed.topic()).len(), 1, "no record of their own");
+    bed.drop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_in_flight_at_an_abort_is_sent_again() {
     let bed = Bed::new("abort").await;
     let insert = |from: u32| {

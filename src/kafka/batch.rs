@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::change::{Begin, Change, Commit};
+use crate::change::{Begin, Change, Commit, LogicalMessage};
 use crate::kafka::envelope::TableShape;
 use crate::lsn::Lsn;
 
@@ -20,6 +20,11 @@ pub enum Item {
     Begin(Begin, u64),
     /// With the LSN of the change itself, for show.
     Change(Lsn, Change),
+    /// `xid`: of its transaction, in 64 bits; None if it belongs to none.
+    Message {
+        message: LogicalMessage,
+        xid: Option<u64>,
+    },
     Commit(Commit),
     Keepalive {
         wal_end: Lsn,

@@ -77,8 +77,6 @@ pub enum ProduceError {
     Envelope(#[from] EnvelopeError),
     #[error(transparent)]
     Topic(Arc<TopicError>),
-    #[error("a logical message with prefix {prefix} arrived, which was not asked for")]
-    Message { prefix: String },
 }
 
 impl ProduceError {
@@ -89,9 +87,7 @@ impl ProduceError {
             Self::Fatal(_) | Self::Stale { .. } | Self::DrainTimedOut { .. } => true,
             Self::Envelope(error) => error.is_transient(),
             Self::Topic(error) => error.is_transient(),
-            Self::Client(_) | Self::TooLarge { .. } | Self::Order(_) | Self::Message { .. } => {
-                false
-            }
+            Self::Client(_) | Self::TooLarge { .. } | Self::Order(_) => false,
         }
     }
 }

@@ -31,7 +31,7 @@ mod writer;
 pub use headers::{Header, transaction_headers};
 pub use source::{SourceContext, TransactionContext};
 pub use table::TableShape;
-pub use writer::{ChangeAt, EnvelopeWriter, LogicalMessage, OutRecord, Records};
+pub use writer::{ChangeAt, EnvelopeWriter, OutRecord, Records};
 
 use crate::postgres::decode::DecodeError;
 use crate::relation::RelationId;
@@ -68,9 +68,6 @@ pub enum EnvelopeError {
     /// The key is in a TOASTed value that Postgres did not send.
     #[error("column {column} is part of the key of {relation}, but its value was not sent")]
     KeyNotSent { relation: String, column: String },
-    /// `pg_logical_emit_message` belongs to no table: see [`EnvelopeWriter::write_message`].
-    #[error("a logical message is not a change of table {relation}")]
-    NotARow { relation: String },
 }
 
 impl EnvelopeError {
@@ -78,7 +75,7 @@ impl EnvelopeError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::UnknownType { .. } | Self::StaleShape { .. } => true,
-            Self::Value { .. } | Self::KeyNotSent { .. } | Self::NotARow { .. } => false,
+            Self::Value { .. } | Self::KeyNotSent { .. } => false,
         }
     }
 }

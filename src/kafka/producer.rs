@@ -280,6 +280,8 @@ impl Encoder {
                 Item::Change(lsn, change) => {
                     self.change(&change, ChangeAt { lsn, now_us }).await?;
                 }
+                // Others' words, and ours that nobody here waits for, such as a flush's nudge.
+                Item::Message { .. } => {}
                 Item::Commit(commit) => {
                     self.last_commit = Some(commit.commit_lsn);
                     let seq = self.open.take().expect("the assembler opened it");
@@ -315,10 +317,6 @@ impl Encoder {
                 &one[..]
             }
             Change::Truncate { relations, .. } => relations,
-            // Not asked for in this session's options.
-            Change::Message { prefix, .. } => {
-                return Err(ProduceError::Message { prefix: prefix.clone() });
-            }
         };
         let seq = self.open.expect("the assembler refuses changes outside of transactions");
         for relation in relations {

@@ -102,13 +102,13 @@ impl Assembler {
                     .collect::<Result<_, _>>()?;
                 Change::Truncate { relations, cascade, restart_identity }
             }
-            Message::Message { transactional, lsn, prefix, content } => {
+            Message::Message(message) => {
                 // One that is not transactional is sent as soon as it is read from the WAL,
                 // wherever that is.
-                if transactional {
+                if message.transactional {
                     self.inside("transactional message")?;
                 }
-                Change::Message { transactional, lsn, prefix, content }
+                return Ok(Some(Step::Message(message)));
             }
         };
         Ok(Some(Step::Change(change)))
@@ -160,7 +160,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::change::{Begin, Datum};
+    use crate::change::{Begin, Datum, LogicalMessage};
     use crate::relation::{Column, ReplicaIdentity};
 
     fn begin(lsn: u64) -> Message {
@@ -197,8 +197,8 @@ mod tests {
     }
 
     fn message(transactional: bool) -> Message {
-        let prefix = "p".to_owned();
-        Message::Message { transactional, lsn: Lsn(1), prefix, content: Bytes::new() }
+        let (prefix, content) = ("p".to_owned(), Bytes::new());
+        Message::Message(LogicalMessage { transactional, lsn: Lsn(1), prefix, content })
     }
 
     /// One letter for each step returned, and the error that ended it.
@@ -212,6 +212,7 @@ mod tests {
                 Ok(Some(Step::Begin(_))) => seen.push('('),
                 Ok(Some(Step::Commit(_))) => seen.push(')'),
                 Ok(Some(Step::Change(_))) => seen.push('c'),
+                Ok(Some(Step::Message(_))) => seen.push('m'),
                 Ok(Some(Step::Keepalive { .. })) => panic!("pgoutput has no keepalives"),
                 Err(found) => {
                     assert_eq!((seen.as_str(), Some(found)), (steps, error));
@@ -247,7 +248,7 @@ mod tests {
             begin(7),
             commit(7, 9),
         ];
-        check(messages, "c(---cc-cc)c()", None);
+        check(messages, "m(---cm-cc)m()", None);
     }
 
     #[test]

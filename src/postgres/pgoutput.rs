@@ -13,7 +13,7 @@
 use bytes::Bytes;
 
 use super::decode::{DecodeError, Reader};
-use crate::change::{Begin, Commit, OldRow, Span, Tuple};
+use crate::change::{Begin, Commit, LogicalMessage, OldRow, Span, Tuple};
 use crate::lsn::Lsn;
 use crate::relation::{Column, Relation, RelationId, ReplicaIdentity};
 
@@ -57,12 +57,7 @@ pub enum Message {
         restart_identity: bool,
     },
     /// `pg_logical_emit_message`.
-    Message {
-        transactional: bool,
-        lsn: Lsn,
-        prefix: String,
-        content: Bytes,
-    },
+    Message(LogicalMessage),
 }
 
 /// Decodes one message of the manual's section "Logical Replication Message Formats".
@@ -127,7 +122,7 @@ fn logical_message(reader: &mut Reader) -> Result<Message, DecodeError> {
     let prefix = reader.string("Message's prefix")?;
     let length = reader.count32(1, "Message's length")?;
     let content = reader.bytes(length, "Message's content")?;
-    Ok(Message::Message { transactional, lsn, prefix, content })
+    Ok(Message::Message(LogicalMessage { transactional, lsn, prefix, content }))
 }
 
 /// "Logical Replication Message Formats", Relation.

@@ -167,6 +167,8 @@ struct Reader {
     stream: ReplicationStream,
     shapes: Shapes,
     xid_near: u64,
+    /// The transaction that we are in.
+    open: Option<u64>,
     confirmed: watch::Receiver<Lsn>,
     metrics: Metrics,
     assembler: Assembler,
@@ -184,6 +186,7 @@ impl Reader {
             stream: source.stream,
             shapes: source.shapes,
             xid_near: source.xid_near,
+            open: None,
             confirmed: source.confirmed,
             metrics: source.metrics,
             assembler: Assembler::new(),
@@ -254,7 +257,14 @@ impl Reader {
                 self.metrics.capture_changes_total.with_label_values(&[op(&change)]).inc();
                 items.push(Item::Change(at, change));
             }
+            Some(Step::Message(message)) => {
+                let kind = message_kind(&message.prefix);
+                self.metrics.capture_messages_total.with_label_values(&[kind]).inc();
+                let xid = self.open.filter(|_| message.transactional);
+                items.push(Item::Message { message, xid });
+            }
             Some(Step::Commit(commit)) => {
+                self.open = None;
                 self.metrics.capture_transactions_total.inc();
                 items.push(Item::Commit(commit));
             }
@@ -267,6 +277,7 @@ impl Reader {
         let xid = widen_xid(begin.xid, self.xid_near);
         // Only forward: an old prepared transaction must not pull the reference back.
         self.xid_near = self.xid_near.max(xid);
+        self.open = Some(xid);
         Item::Begin(begin, xid)
     }
 
@@ -306,8 +317,12 @@ fn op(change: &Change) -> &'static str {
         Change::Update { .. } => "u",
         Change::Delete { .. } => "d",
         Change::Truncate { .. } => "t",
-        Change::Message { .. } => "m",
     }
+}
+
+/// Whose message it is, as far as a metric needs to know: a closed set, which prefixes are not.
+fn message_kind(prefix: &str) -> &'static str {
+    if prefix.starts_with("onelog.") { "own" } else { "foreign" }
 }
 
 fn gauge(value: u64) -> i64 {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::change::{Change, Datum, OldRow, Tuple};
+use crate::change::{Change, Datum, LogicalMessage, OldRow, Tuple};
 use crate::lsn::Lsn;
 use crate::postgres::text::TypeKinds;
 use crate::relation::{Column, Relation, RelationId, ReplicaIdentity};
@@ -259,8 +260,13 @@ fn a_change_of_another_shape_is_refused() {
 #[test]
 fn messages_and_copied_rows() {
     let mut writer = EnvelopeWriter::new(&source());
-    let it = LogicalMessage { transactional: false, prefix: "p\"", content: b"foo" };
-    let (key, value, None) = parse(writer.write_message("app.message", it, NOW)) else { panic!() };
+    let it = LogicalMessage {
+        transactional: false,
+        lsn: Lsn(1),
+        prefix: "p\"".to_owned(),
+        content: Bytes::from_static(b"foo"),
+    };
+    let (key, value, None) = parse(writer.write_message("app.message", &it, NOW)) else { panic!() };
     assert_eq!(key, json!({"prefix": "p\""}));
     assert_eq!(value["message"], json!({"prefix": "p\"", "content": "Zm9v"}));
     let source = &value["source"];

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::row::Row;
 use super::source::{SourceContext, SourceParts, TransactionContext, write_tail};
 use super::{EnvelopeError, NEW_KEY_HEADER, OLD_KEY_HEADER, TRUNCATE_KEY, TableShape, message};
-use crate::change::{Change, OldRow, Tuple};
+use crate::change::{Change, LogicalMessage, OldRow, Tuple};
 use crate::lsn::Lsn;
 
 /// A buffer that grew beyond this for one large row gives its memory back: the whole daemon is to
@@ -20,14 +20,6 @@ pub struct ChangeAt {
     pub lsn: Lsn,
     /// Microseconds since the Unix epoch: the time of processing.
     pub now_us: i64,
-}
-
-/// What `pg_logical_emit_message` wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogicalMessage<'a> {
-    pub transactional: bool,
-    pub prefix: &'a str,
-    pub content: &'a [u8],
 }
 
 /// One record to publish. The transaction's headers belong to it as well.
@@ -126,9 +118,6 @@ impl EnvelopeWriter {
                 self.value.push(b'}');
                 Outcome::Truncate
             }
-            Change::Message { .. } => {
-                return Err(EnvelopeError::NotARow { relation: shape.relation.qualified_name() });
-            }
         };
         Ok(self.records(shape, &outcome))
     }
@@ -158,7 +147,7 @@ impl EnvelopeWriter {
     pub fn write_message<'a>(
         &'a mut self,
         topic: &'a str,
-        it: LogicalMessage<'_>,
+        it: &LogicalMessage,
         at: ChangeAt,
     ) -> OutRecord<'a> {
         const NO_TABLE: &[u8] = br#""schema":"","table":"""#;
@@ -167,12 +156,12 @@ impl EnvelopeWriter {
         }
         assert!(self.begun || !it.transactional, "begin() comes before transactional messages");
         self.clear_buffers();
-        message::write_key(it.prefix, &mut self.key);
+        message::write_key(&it.prefix, &mut self.key);
         let source = if it.transactional { &self.source } else { &self.outside };
         self.value.extend_from_slice(br#"{"before":null,"after":null"#);
         source.write(at.lsn, NO_TABLE, &mut self.value);
         write_tail(b'm', at.now_us, &mut self.value);
-        message::write(it.prefix, it.content, &mut self.value);
+        message::write(&it.prefix, &it.content, &mut self.value);
         self.value.push(b'}');
         OutRecord { topic, key: Some(&self.key), value: Some(&self.value), header: None }
     }
@@ -282,7 +271,6 @@ fn check_shape(shape: &TableShape, change: &Change) -> Result<(), EnvelopeError>
         }
         Change::Delete { relation, old } => same(relation) && whole_old(old),
         Change::Truncate { relations, .. } => relations.iter().any(same),
-        Change::Message { .. } => true,
     };
     if fits { Ok(()) } else { Err(EnvelopeError::StaleShape { id: shape.relation.id }) }
 }

@@ -61,7 +61,7 @@ pub(crate) fn encode(message: &Message) -> Bytes {
             out.put_u8(u8::from(*cascade) | u8::from(*restart_identity) << 1);
             relations.iter().for_each(|it| out.put_u32(it.0));
         }
-        Message::Message { transactional, lsn, prefix, content } => {
+        Message::Message(LogicalMessage { transactional, lsn, prefix, content }) => {
             out.put_u8(b'M');
             out.put_u8(u8::from(*transactional));
             out.put_u64(lsn.0);
@@ -215,12 +215,12 @@ fn any_message() -> impl Strategy<Value = Message> {
             }
         ),
         (any::<bool>(), lsn(), name(), vec(any::<u8>(), 0..12)).prop_map(
-            |(transactional, lsn, prefix, content)| Message::Message {
+            |(transactional, lsn, prefix, content)| Message::Message(LogicalMessage {
                 transactional,
                 lsn,
                 prefix,
                 content: content.into()
-            }
+            })
         ),
     ]
 }
@@ -244,6 +244,9 @@ fn what_is_not_pgoutput_is_refused() {
         (b"T\xFF\xFF\xFF\xFF\0", negative("Truncate's count of relations", -1)),
         (b"T\x7F\xFF\xFF\xFF\0", truncated("Truncate's count of relations", 8589934588, 0)),
         (b"R\0\0\0\x01\0t\0x\0\0", unknown("replica identity", b'x')),
+        (b"M\x01\0\0\0\0\0\0\0\x05p\0\xFF\xFF\xFF\xFF", negative("Message's length", -1)),
+        (b"M\x01\0\0\0\0\0\0\0\x05p\0\x7F\0\0\0ab", truncated("Message's length", 0x7F00_0000, 2)),
+        (b"M\x01\0\0\0\0\0\0\0\x05pp", truncated("Message's prefix", 1, 0)),
         (b"R\0\0\0\x01\0\xFF\0d\0\0", DecodeError::InvalidText { what: "Relation's name" }),
     ];
     for (bytes, expected) in cases {
