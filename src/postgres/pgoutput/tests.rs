@@ -246,7 +246,7 @@ fn what_is_not_pgoutput_is_refused() {
         (b"R\0\0\0\x01\0t\0x\0\0", unknown("replica identity", b'x')),
         (b"M\x01\0\0\0\0\0\0\0\x05p\0\xFF\xFF\xFF\xFF", negative("Message's length", -1)),
         (b"M\x01\0\0\0\0\0\0\0\x05p\0\x7F\0\0\0ab", truncated("Message's length", 0x7F00_0000, 2)),
-        (b"M\x01\0\0\0\0\0\0\0\x05pp", truncated("Message's prefix", 1, 0)),
+        (b"M\x01\0\0\0\0\0\0\0\x05pp", truncated("Message's prefix", 3, 2)),
         (b"R\0\0\0\x01\0\xFF\0d\0\0", DecodeError::InvalidText { what: "Relation's name" }),
     ];
     for (bytes, expected) in cases {
