@@ -11,8 +11,10 @@
 //!
 //! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
 
+mod copies;
 mod prepare;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +28,10 @@ pub use prepare::{PrepareError, prepare_capture};
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::health::Health;
+use crate::kafka::copy_record::CopyRecord;
 use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::SourceContext;
+use crate::kafka::merge::{Merge, WORDS_MAX};
 use crate::kafka::producer::{ProducerSession, run_producer, wanted_topic};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::lsn::Lsn;
@@ -167,7 +171,7 @@ pub async fn run_session(
     metrics.capture_streaming.set(1);
     health.ready("capture");
     tracing::info!(slot = config.postgres.slot_name, from = %opened.record.lsn, "streaming");
-    run_stages(config, metrics, shutdown, producer, opened).await
+    run_stages((config, metrics, health), shutdown, producer, opened).await
 }
 
 /// What a session needs to start.
@@ -177,6 +181,8 @@ struct Opened {
     xid_near: u64,
     system: IdentifySystem,
     record: ProgressRecord,
+    /// By table.
+    copies: BTreeMap<String, CopyRecord>,
 }
 
 /// Gets the slot, waiting while another holds it. None: shutdown came first.
@@ -248,9 +254,12 @@ async fn verified(
     let Some(record) = record.filter(|it| it.system_id == system.system_id) else {
         return Err(SlotError::NoProgressRecord { slot: slot.clone() }.into());
     };
-    if read_record(config).await?.as_ref() != Some(&record) {
+    let mut records = progress_record::read_all(&config.kafka).await?.unwrap_or_default();
+    if records.slots.remove(slot).as_ref() != Some(&record) {
         return Err(CaptureError::Raced { slot: slot.clone() });
     }
+    let copies = records.copies.into_iter().filter(|((of, _), _)| of == slot);
+    let copies = copies.map(|((_, table), it)| (table, it)).collect();
     let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text";
     let row = client
         .query_one(sql, &[])
@@ -260,7 +269,7 @@ async fn verified(
     let xid_near = text.parse().map_err(|_| SlotError::Malformed(text))?;
     let publication = &config.postgres.publication_name;
     let shapes = Shapes::new(client, &config.kafka, publication).await?;
-    Ok(Opened { stream, shapes, xid_near, system, record })
+    Ok(Opened { stream, shapes, xid_near, system, record, copies })
 }
 
 async fn read_record(config: &Config) -> Result<Option<ProgressRecord>, ProgressReadError> {
@@ -304,10 +313,9 @@ async fn wait_out_predecessor(
     }
 }
 
-/// Both stages, each as a task, so that decoding and encoding share two cores.
+/// The stages, each as a task, so that decoding and encoding share two cores.
 async fn run_stages(
-    config: &Config,
-    metrics: &Metrics,
+    (config, metrics, health): (&Config, &Metrics, &Health),
     shutdown: &CancellationToken,
     producer: &Arc<LogProducer>,
     opened: Opened,
@@ -316,6 +324,9 @@ async fn run_stages(
     producer.resume(resume);
     let (output, input) = mpsc::channel(BATCHES_MAX);
     let (durable, confirmed) = watch::channel(resume);
+    let (words, heard) = mpsc::channel(WORDS_MAX);
+    // No other session has this name, of another process neither.
+    let name = format!("{}-{}", producer.run_id(), metrics.capture_sessions_total.get());
     let session = ProducerSession {
         config: config.kafka.clone(),
         slot: config.postgres.slot_name.clone(),
@@ -326,6 +337,7 @@ async fn run_stages(
             system_id: opened.system.system_id,
         },
         producer: Arc::clone(producer),
+        copies: Merge::new(name.clone(), heard),
         resume,
         expected: opened
             .shapes
@@ -334,6 +346,16 @@ async fn run_stages(
             .map(|topic| wanted_topic(&config.kafka, topic, true))
             .collect(),
         shutdown: shutdown.clone(),
+    };
+    let copies = copies::Ground {
+        config: config.clone(),
+        system: opened.system,
+        name,
+        words,
+        confirmed: confirmed.clone(),
+        desk: health.desk().clone(),
+        metrics: metrics.clone(),
+        records: opened.copies,
     };
     let source = Source {
         stream: opened.stream,
@@ -346,11 +368,19 @@ async fn run_stages(
     stages.spawn(async { run_producer(session, input, durable).await.map_err(Into::into) });
     let token = shutdown.clone();
     stages.spawn(async { run_source(source, output, token).await.map_err(Into::into) });
+    // Copies hold nothing up: they are over as soon as one of the other two is.
+    let over = shutdown.child_token();
+    let mut copying = JoinSet::new();
+    copying.spawn(copies::run_copies(copies, over.clone()));
     let mut first = Ok(());
     while let Some(joined) = stages.join_next().await {
+        over.cancel();
         let ended = joined.unwrap_or_else(|error| Err(CaptureError::Panicked(error)));
         // The first error is the cause; the other stage ends because of it.
         first = first.and(ended);
     }
-    first
+    match copying.join_next().await {
+        Some(Err(error)) => first.and(Err(CaptureError::Panicked(error))),
+        Some(Ok(())) | None => first,
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod check;
+pub mod copy;
 pub mod explain;
 pub mod indices;
 pub mod pointer;
@@ -70,6 +71,28 @@ pub enum Command {
         /// As JSON, for programs.
         #[arg(long)]
         json: bool,
+    },
+    /// Has the running daemon copy a table into the log, beside the live changes, and watches.
+    /// Exits with 1 if that is refused, or somebody cancels it.
+    #[command(group = clap::ArgGroup::new("wish").multiple(false))]
+    Copy {
+        /// The table, as schema.table; a partitioned one by its root.
+        table: String,
+        /// Only rows for which this SQL condition is true, such as "created_at > '2026-01-01'".
+        #[arg(long = "where", value_name = "SQL", conflicts_with = "wish")]
+        condition: Option<String>,
+        /// Has the copy stand still until --resume, also if the daemon is restarted.
+        #[arg(long, group = "wish")]
+        pause: bool,
+        /// Has a paused copy go on where it was.
+        #[arg(long, group = "wish")]
+        resume: bool,
+        /// Ends the copy. What is published stays.
+        #[arg(long, group = "wish")]
+        cancel: bool,
+        /// Does not watch the copy.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Asks the running daemon how it is. Exits with 1 if something is not live, or nobody answers.
     Status {
@@ -171,6 +194,17 @@ pub async fn execute(arguments: Arguments, out: &mut dyn Write) -> Result<u8, Co
         }
         Command::Prepare { dry_run, adopt_slot } => {
             prepare::prepare(&config, dry_run, adopt_slot, out).await
+        }
+        Command::Copy { table, condition, pause, resume, cancel, no_wait } => {
+            let wish = match (pause, resume, cancel) {
+                (true, _, _) => "pause",
+                (_, true, _) => "resume",
+                (_, _, true) => "cancel",
+                (false, false, false) => "start",
+            };
+            let condition = condition.as_deref();
+            let wanted = copy::Wanted { table: &table, wish, condition, wait: !no_wait };
+            copy::copy(&config, wanted, out).await
         }
         Command::Status { json } => status::status(&config, json, out).await,
         Command::Explain { file, json } => explain::explain(&config, &file, json, out).await,

@@ -13,6 +13,7 @@ use crate::postgres::url::PostgresUrl;
 pub struct Config {
     pub postgres: PostgresConfig,
     pub kafka: KafkaConfig,
+    pub copy: CopyConfig,
     pub elasticsearch: ElasticsearchConfig,
     pub translate: TranslateConfig,
     pub http: HttpConfig,
@@ -69,6 +70,38 @@ impl KafkaConfig {
     /// The entity topic of a table.
     pub fn entity_topic(&self, namespace: &str, name: &str) -> String {
         format!("{}.{namespace}.{name}", self.topic_prefix)
+    }
+}
+
+/// Which tables are copied into the log without being asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Only those that `onelog copy` names.
+    OnDemand,
+    /// Every published table that was never copied, also one that is published later.
+    Initial,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopyConfig {
+    pub mode: CopyMode,
+    /// Most rows of a chunk.
+    pub chunk_rows: u32,
+    /// Most tables that are copied at once.
+    pub tables_at_once: usize,
+    /// Of each table. Zero: no limit.
+    pub rows_per_second_max: u32,
+}
+
+impl Default for CopyConfig {
+    fn default() -> Self {
+        Self {
+            mode: CopyMode::OnDemand,
+            // Some 2 ms of the producing stage, for which live changes wait.
+            chunk_rows: 1000,
+            tables_at_once: 2,
+            rows_per_second_max: 0,
+        }
     }
 }
 

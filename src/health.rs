@@ -6,11 +6,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::copies::Desk;
+
 /// Shared by the roles, which set it, and the HTTP server, which reads it.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     states: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
     collections: Arc<Mutex<Vec<CollectionHealth>>>,
+    desk: Desk,
 }
 
 /// What a collection's documents are worth at the moment.
@@ -48,6 +51,11 @@ pub struct CollectionHealth {
 }
 
 impl Health {
+    /// Where copies are asked for and told of.
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
     /// Registers a role that has yet to make progress.
     pub fn expect(&self, role: &'static str) {
         self.waits(role, "starting");

@@ -1,18 +1,21 @@
-//! STAGE: `/metrics` for Prometheus, `/healthz` (alive), `/readyz` (making progress) and
-//! `/v1/status` (all that a person asks first, as JSON).
+//! STAGE: `/metrics` for Prometheus, `/healthz` (alive), `/readyz` (making progress),
+//! `/v1/status` (all that a person asks first, as JSON) and `/v1/copies`, where `onelog copy` asks.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::copies::{Refusal, Wish};
 use crate::health::Health;
 use crate::metrics::{IntGaugeVec, Metrics};
 
@@ -46,11 +49,60 @@ pub async fn run_http(
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
         .route("/v1/status", get(status))
+        .route("/v1/copies", post(copies))
         .with_state((metrics, health));
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
         .map_err(HttpError::Serve)
+}
+
+/// Longest that a wish waits for capture, which may be between two sessions.
+const WISH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The body of a wish. That it has to be JSON, and so declared, keeps web pages from posting it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenWish {
+    table: String,
+    wish: String,
+    #[serde(rename = "where")]
+    condition: Option<String>,
+}
+
+/// 202: it is in the progress topic and will be done, whatever happens to this process.
+async fn copies(
+    State((_, health)): State<(Metrics, Health)>,
+    Json(body): Json<WrittenWish>,
+) -> (StatusCode, Json<Value>) {
+    let WrittenWish { table, wish, condition } = body;
+    let wish = match wish.as_str() {
+        "start" => Ok(Wish::Start { condition }),
+        "pause" => Ok(Wish::Pause),
+        "resume" => Ok(Wish::Resume),
+        "cancel" => Ok(Wish::Cancel),
+        _ => Err(Refusal::Wrong("wish is start, pause, resume or cancel".to_owned())),
+    };
+    let no_capture = health.roles().iter().all(|(role, _)| *role != "capture");
+    let answered = match wish {
+        Err(refusal) => Err(refusal),
+        Ok(_) if no_capture => Err(Refusal::Wrong("this process runs no capture".to_owned())),
+        Ok(wish) => {
+            let asking = health.desk().ask(table.clone(), wish);
+            let waited = tokio::time::timeout(WISH_TIMEOUT, asking).await;
+            let late = || Refusal::Unavailable("capture is not streaming".to_owned());
+            waited.unwrap_or_else(|_| Err(late()))
+        }
+    };
+    let (status, error) = match answered {
+        Ok(()) => (StatusCode::ACCEPTED, None),
+        Err(it @ Refusal::Wrong(_)) => (StatusCode::BAD_REQUEST, Some(it.to_string())),
+        Err(it @ Refusal::NotNow(_)) => (StatusCode::CONFLICT, Some(it.to_string())),
+        Err(it @ Refusal::Unavailable(_)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Some(it.to_string()))
+        }
+    };
+    (status, Json(json!({ "table": table, "error": error })))
 }
 
 async fn render_metrics(State((metrics, _)): State<(Metrics, Health)>) -> impl IntoResponse {
@@ -98,6 +150,22 @@ async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Valu
             })
         })
         .collect();
+    let copies: Vec<Value> = health
+        .desk()
+        .statuses()
+        .into_iter()
+        .map(|(table, it)| {
+            json!({
+                "table": table,
+                "state": it.state,
+                "rows": it.rows,
+                "expected_rows": it.expected_rows,
+                "rows_per_second": it.rows_per_second,
+                "seconds_left": it.seconds_left,
+                "waits_for": it.waits_for,
+            })
+        })
+        .collect();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "roles": roles,
@@ -112,5 +180,6 @@ async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Valu
             "parked_keys": metrics.translate_parked_keys.get(),
         },
         "collections": collections,
+        "copies": copies,
     }))
 }

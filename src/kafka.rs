@@ -1,10 +1,14 @@
 //! Kafka: the log. Topics, keys, and what order may be relied on.
 
 pub mod batch;
+pub mod chunk;
 pub mod consumer;
+pub mod copy_record;
 pub mod delivery;
 pub mod envelope;
+pub mod merge;
 pub mod offsets;
+pub mod overlap;
 pub mod positions;
 pub mod producer;
 pub mod progress_record;

@@ -26,6 +26,7 @@ pub mod causes;
 pub mod change;
 pub mod cli;
 pub mod config;
+pub mod copies;
 pub mod document;
 pub mod elasticsearch;
 pub mod health;

@@ -103,6 +103,16 @@ metrics! {
     kafka_errors_total: IntCounter [],
     /// 1 while the slot is ours and the stream runs.
     capture_streaming: IntGauge [],
+    /// Copies of tables that are running now.
+    copies_running: IntGauge [],
+    /// Copies of tables that are waiting for their turn, or for something that they tell.
+    copies_waiting: IntGauge [],
+    /// Rows that copies have published.
+    copy_rows_total: IntCounter [],
+    /// Rows that copies have read and not published, as the stream had changed them meanwhile.
+    copy_overtaken_rows_total: IntCounter [],
+    /// Time until the last of the running copies ends, at its present rate; 0 while none runs.
+    copy_left_seconds: IntGauge [],
     /// Times that the capture session was started.
     capture_sessions_total: IntCounter [],
     /// Change records consumed by the translator.

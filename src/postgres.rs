@@ -4,6 +4,7 @@ pub mod assemble;
 pub mod client;
 pub mod connection;
 pub mod connection_error;
+pub mod copy;
 pub mod decode;
 mod framing;
 mod pace;

@@ -51,6 +51,7 @@ fn config(test: &str) -> Config {
             group_id: unique,
             properties: Vec::new(),
         },
+        copy: onelog::config::CopyConfig::default(),
         elasticsearch: ElasticsearchConfig {
             url: String::new(),
             credentials: Credentials::None,

@@ -36,7 +36,7 @@ pub async fn status(config: &Config, json: bool, out: &mut dyn Write) -> Result<
 }
 
 /// A daemon that listens on every address is asked on this machine.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let loopback = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -69,6 +69,7 @@ fn print(status: &Value, out: &mut dyn Write) -> std::io::Result<()> {
         let parked = &translate["parked_keys"];
         writeln!(out, "{:<12} {records} records, {keys} keys, {parked} parked", "to translate")?;
     }
+    print_copies(status, out)?;
     writeln!(out, "\n{:<32} {:<10} SWEEP", "COLLECTION", "STATE")?;
     for collection in status["collections"].as_array().into_iter().flatten() {
         let text = |it: &str| collection[it].as_str().unwrap_or_default().to_owned();
@@ -81,6 +82,24 @@ fn print(status: &Value, out: &mut dyn Write) -> std::io::Result<()> {
             ),
         };
         writeln!(out, "{:<32} {:<10} {progress}", text("name"), text("state"))?;
+    }
+    Ok(())
+}
+
+fn print_copies(status: &Value, out: &mut dyn Write) -> std::io::Result<()> {
+    let copies = status["copies"].as_array().filter(|it| !it.is_empty());
+    let Some(copies) = copies else { return Ok(()) };
+    writeln!(out, "\n{:<32} {:<10} ROWS", "COPY OF", "STATE")?;
+    for copy in copies {
+        let text = |it: &str| copy[it].as_str().unwrap_or_default().to_owned();
+        let (rows, expected, rate) =
+            (&copy["rows"], &copy["expected_rows"], &copy["rows_per_second"]);
+        let progress = match (copy["waits_for"].as_str(), copy["state"] == "running") {
+            (Some(reason), true) => format!("{rows}, waits: {reason}"),
+            (None, true) => format!("{rows} of about {expected}, {rate}/s"),
+            (_, false) => rows.to_string(),
+        };
+        writeln!(out, "{:<32} {:<10} {progress}", text("table"), text("state"))?;
     }
     Ok(())
 }

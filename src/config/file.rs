@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{
-    Config, Credentials, Delivery, ElasticsearchConfig, HttpConfig, KafkaConfig, LogConfig,
-    LogFormat, PostgresConfig, TranslateConfig,
+    Config, CopyConfig, CopyMode, Credentials, Delivery, ElasticsearchConfig, HttpConfig,
+    KafkaConfig, LogConfig, LogFormat, PostgresConfig, TranslateConfig,
 };
 use crate::mistake::Mistakes;
 use crate::mistake::written::{Source, Table, Written};
@@ -68,6 +68,7 @@ pub fn parse(
     let mut top = source.top();
     let postgres = postgres(&source, top.take_table("postgres"));
     let kafka = kafka(&source, top.take_table("kafka"));
+    let copy = copy(&source, top.take_table("copy"));
     let elasticsearch = elasticsearch(&source, top.take_table("elasticsearch"), folder);
     let translate = translate(&source, top.take_table("translate"), folder);
     let http = http(&source, top.take_table("http"));
@@ -78,6 +79,7 @@ pub fn parse(
     Ok(Config {
         postgres: postgres.expect(kept),
         kafka: kafka.expect(kept),
+        copy,
         elasticsearch: elasticsearch.expect(kept),
         translate,
         http,
@@ -173,6 +175,25 @@ fn kafka(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<KafkaConfig> {
         topic_prefix,
         properties,
     })
+}
+
+fn copy(source: &Source<'_>, mut table: Table<'_, '_>) -> CopyConfig {
+    let mode = checked(source, table.take_string("mode"), |it| match it {
+        "on-demand" => Ok(CopyMode::OnDemand),
+        "initial" => Ok(CopyMode::Initial),
+        _ => Err(format!("mode must be \"on-demand\" or \"initial\", not \"{it}\"")),
+    });
+    let chunk_rows = count(&mut table, "chunk_rows", 1..=100_000);
+    let tables_at_once = count(&mut table, "tables_at_once", 1..=32);
+    let rows_per_second_max = count(&mut table, "rows_per_second_max", 0..=4_000_000_000);
+    table.finish();
+    let default = CopyConfig::default();
+    CopyConfig {
+        mode: mode.unwrap_or(default.mode),
+        chunk_rows: chunk_rows.unwrap_or(default.chunk_rows),
+        tables_at_once: tables_at_once.unwrap_or(default.tables_at_once),
+        rows_per_second_max: rows_per_second_max.unwrap_or(default.rows_per_second_max),
+    }
 }
 
 fn elasticsearch(

@@ -22,11 +22,13 @@ use crate::causes::with_causes;
 use crate::change::{Begin, Change};
 use crate::config::KafkaConfig;
 use crate::kafka::batch::{Batch, Item};
+use crate::kafka::chunk::{Chunk, MARK_PREFIX, Outcome};
 use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_us};
 use crate::kafka::envelope::{
     ChangeAt, EnvelopeError, EnvelopeWriter, Header, OutRecord, SourceContext, TableShape,
     TransactionContext, transaction_headers,
 };
+use crate::kafka::merge::Merge;
 use crate::kafka::progress_record::{self, ProgressRecord};
 use crate::kafka::topics::{self, TopicAction, TopicError, TopicKind, WantedTopic};
 use crate::lsn::Lsn;
@@ -46,6 +48,8 @@ pub struct ProducerSession {
     pub slot: String,
     pub source: SourceContext,
     pub producer: Arc<LogProducer>,
+    /// The copies beside the stream.
+    pub copies: Merge,
     /// Where the stream begins: durable in the progress topic.
     pub resume: Lsn,
     /// Topics of the tables that are published now: seen to before their first change, which
@@ -249,6 +253,8 @@ struct Encoder {
     /// Topics that are known to exist.
     topics: HashSet<Arc<str>>,
     headers: Vec<Header>,
+    /// Of the open transaction.
+    context: Option<TransactionContext>,
     last_commit: Option<Lsn>,
     open: Option<TransactionSeq>,
 }
@@ -262,6 +268,7 @@ impl Encoder {
             shapes: HashMap::new(),
             topics: HashSet::new(),
             headers: Vec::new(),
+            context: None,
             last_commit: None,
             open: None,
         }
@@ -273,6 +280,7 @@ impl Encoder {
         if self.session.config.delivery_timeout < waited {
             return Err(ProduceError::Stale { waited });
         }
+        self.session.copies.listen();
         for item in batch.items {
             match item {
                 Item::Shape(shape) => self.shape(shape).await?,
@@ -280,12 +288,20 @@ impl Encoder {
                 Item::Change(lsn, change) => {
                     self.change(&change, ChangeAt { lsn, now_us }).await?;
                 }
+                Item::Message { message, .. }
+                    if message.transactional && message.prefix == MARK_PREFIX =>
+                {
+                    if let Some(chunk) = self.session.copies.mark(&message.content) {
+                        self.copied(chunk, ChangeAt { lsn: message.lsn, now_us }).await?;
+                    }
+                }
                 // Others' words, and ours that nobody here waits for, such as a flush's nudge.
                 Item::Message { .. } => {}
                 Item::Commit(commit) => {
                     self.last_commit = Some(commit.commit_lsn);
                     let seq = self.open.take().expect("the assembler opened it");
                     self.session.producer.commit(seq, commit.end_lsn, commit.commit_time_us)?;
+                    self.session.copies.commit(commit.end_lsn);
                 }
                 Item::Keepalive { wal_end } => self.session.producer.keepalive(wal_end),
             }
@@ -304,6 +320,7 @@ impl Encoder {
         };
         self.writer.begin(&context);
         self.headers = transaction_headers(&self.session.source, &context);
+        self.context = Some(context);
         self.open = Some(self.session.producer.begin());
     }
 
@@ -319,18 +336,66 @@ impl Encoder {
             Change::Truncate { relations, .. } => relations,
         };
         let seq = self.open.expect("the assembler refuses changes outside of transactions");
+        let xid = self.context.as_ref().map_or(0, |it| it.xid_wide);
         for relation in relations {
             let id = relation.id;
             let shape = self.shapes.get(&id).ok_or(EnvelopeError::StaleShape { id })?;
+            let ProducerSession { producer, copies, .. } = &mut self.session;
+            if !copies.is_idle() && matches!(change, Change::Truncate { .. }) {
+                copies.note_truncate(&shape.topic, xid);
+            }
             for record in self.writer.write(shape, change, at)? {
-                self.session.producer.send(seq, record, &self.headers).await?;
+                if !copies.is_idle() {
+                    copies.note(record.topic, record.key, xid);
+                }
+                producer.send(seq, record, &self.headers).await?;
             }
         }
         Ok(())
     }
 
-    /// Takes a table's shape, and makes sure that its topic is there and of the right kind.
+    /// The rows of a chunk, at their place: all that the stream does not have newer already.
+    async fn copied(&mut self, chunk: Chunk, at: ChangeAt) -> Result<(), ProduceError> {
+        self.topic(&chunk.shape).await?;
+        let seq = self.open.expect("the assembler refuses transactional messages outside of one");
+        let context = self.context.clone().expect("a transaction is open");
+        self.writer.begin_copy(&context);
+        let (mut published, mut overtaken, mut refused) = (0, 0, None);
+        for row in &chunk.rows {
+            let records = match self.writer.write_read(&chunk.shape, row, at) {
+                Ok(records) => records,
+                // Of this copy alone: the stream goes on.
+                Err(error) => {
+                    refused = Some(with_causes(&error));
+                    break;
+                }
+            };
+            for record in records {
+                if self.session.copies.admits(record.topic, record.key, &chunk.snapshot) {
+                    self.session.producer.send(seq, record, &self.headers).await?;
+                    published += 1;
+                } else {
+                    overtaken += 1;
+                }
+            }
+        }
+        self.writer.begin(&context);
+        match refused {
+            // Whoever does not wait any more does not need to know.
+            Some(reason) => chunk.reply.send(Outcome::Refused(reason)).unwrap_or_default(),
+            None => self.session.copies.settle(chunk, published, overtaken),
+        }
+        Ok(())
+    }
+
     async fn shape(&mut self, shape: Arc<TableShape>) -> Result<(), ProduceError> {
+        self.topic(&shape).await?;
+        self.shapes.insert(shape.relation.id, shape);
+        Ok(())
+    }
+
+    /// Makes sure that a table's topic is there and of the right kind.
+    async fn topic(&mut self, shape: &TableShape) -> Result<(), ProduceError> {
         if !self.topics.contains(&shape.topic) {
             let config = &self.session.config;
             let wanted = wanted_topic(config, &shape.topic, !shape.key_columns.is_empty());
@@ -338,7 +403,6 @@ impl Encoder {
             seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
             self.topics.insert(Arc::clone(&shape.topic));
         }
-        self.shapes.insert(shape.relation.id, shape);
         Ok(())
     }
 }

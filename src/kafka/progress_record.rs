@@ -1,4 +1,5 @@
-//! The progress topic: compacted, one partition, one record for each slot and each translator.
+//! The progress topic: compacted, one partition, one record for each slot, each translator and
+//! each copy of a table.
 //!
 //! Why beside the slot's own `confirmed_flush_lsn`: the slot can be dropped, re-created or moved,
 //! and a new one looks just like ours. A record is durable *before* its LSN is confirmed, so a
@@ -16,6 +17,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::config::KafkaConfig;
+use crate::kafka::copy_record::CopyRecord;
 use crate::kafka::settings::{self, Quiet};
 use crate::lsn::Lsn;
 
@@ -60,6 +62,8 @@ pub struct ProgressRecords {
     pub slots: BTreeMap<String, ProgressRecord>,
     /// By consumer group.
     pub translators: BTreeMap<String, TranslateRecord>,
+    /// By slot name and table.
+    pub copies: BTreeMap<(String, String), CopyRecord>,
 }
 
 /// Why the progress topic can't be read.
@@ -94,8 +98,17 @@ impl ProgressReadError {
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum WireKey {
-    Slot { slot: String },
-    Translate { translate: String },
+    Slot {
+        slot: String,
+    },
+    Translate {
+        translate: String,
+    },
+    /// `of`: the slot.
+    Copy {
+        copy: String,
+        of: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,6 +145,11 @@ pub fn slot_key(slot: &str) -> Vec<u8> {
 /// The Kafka key of a group of translators.
 pub fn translate_key(group: &str) -> Vec<u8> {
     to_json(&WireKey::Translate { translate: group.to_owned() })
+}
+
+/// The Kafka key of the copy of a table, `namespace.name`.
+pub fn copy_key(slot: &str, table: &str) -> Vec<u8> {
+    to_json(&WireKey::Copy { copy: table.to_owned(), of: slot.to_owned() })
 }
 
 impl ProgressRecord {
@@ -223,6 +241,12 @@ impl ProgressRecords {
             }
             (WireKey::Translate { translate }, None) => {
                 self.translators.remove(&translate);
+            }
+            (WireKey::Copy { copy, of }, Some(value)) => {
+                self.copies.insert((of, copy), CopyRecord::from_json(value)?);
+            }
+            (WireKey::Copy { copy, of }, None) => {
+                self.copies.remove(&(of, copy));
             }
         }
         Ok(())
@@ -349,6 +373,12 @@ mod tests {
         records.apply(&slot_key("gone"), None).unwrap();
         let newer = ProgressRecord { clean: true, ..record() };
         records.apply(&slot_key("s"), Some(&newer.to_json())).unwrap();
+        let copy = CopyRecord::new(None, 5);
+        records.apply(&copy_key("s", "public.t"), Some(&copy.to_json())).unwrap();
+        records.apply(&copy_key("s", "public.gone"), Some(&copy.to_json())).unwrap();
+        records.apply(&copy_key("s", "public.gone"), None).unwrap();
+        let copies = BTreeMap::from([(("s".to_owned(), "public.t".to_owned()), copy)]);
+        assert_eq!(records.copies, copies);
         assert_eq!(records.slots, BTreeMap::from([("s".to_owned(), newer)]));
         assert_eq!(records.translators, BTreeMap::from([("g".to_owned(), translate)]));
     }

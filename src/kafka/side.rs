@@ -1,4 +1,5 @@
-//! What a translator writes to the log besides reading it: dead letters, and its progress record.
+//! What is written to the log besides changes: dead letters, and the progress records of
+//! translators and copies.
 //!
 //! A dead letter says in its headers where it comes from and why; its value is the record as it
 //! was, or nothing for a document (the document can be made again by its key at any time).
@@ -121,6 +122,11 @@ impl SideProducer {
     /// Writes a progress record.
     pub async fn note_progress(&self, key: &[u8], value: &[u8]) -> Result<(), SideError> {
         self.send(&self.progress_topic, Some(key), Some(value), OwnedHeaders::new()).await
+    }
+
+    /// Removes a progress record.
+    pub async fn remove_progress(&self, key: &[u8]) -> Result<(), SideError> {
+        self.send(&self.progress_topic, Some(key), None, OwnedHeaders::new()).await
     }
 
     async fn send(

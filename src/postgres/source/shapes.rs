@@ -58,10 +58,10 @@ impl Shapes {
     }
 
     /// How the changes of a relation that the stream has just described are written.
-    pub(super) async fn shape(
-        &mut self,
-        relation: Arc<Relation>,
-    ) -> Result<Arc<TableShape>, SourceError> {
+    ///
+    /// # Errors
+    /// If the catalog can't be read.
+    pub async fn shape(&mut self, relation: Arc<Relation>) -> Result<Arc<TableShape>, SourceError> {
         let again = !self.described.insert(relation.id);
         let known = self.tables.get(&relation.id);
         if again || !known.is_some_and(|it| describes(it, &relation)) {
