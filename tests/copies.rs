@@ -214,7 +214,7 @@ async fn a_change_that_no_stream_brings_is_in_the_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_during_the_copy_is_not_overtaken_by_the_row_before_it() {
     let _turn = alone().await;
-    let slow = "chunk_rows = 10\nrows_per_second_max = 60";
+    let slow = "chunk_rows = 10\nrows_per_second_max = 40";
     let world = world("overlap", SMALL, slow).await;
     let daemon = start(&world);
     ready(&world).await;
