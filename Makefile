@@ -3,7 +3,7 @@
 
 STACK := deploy/stack
 
-.PHONY: help demo test test-opensearch bench fmt lint stack-up stack-down need-cargo
+.PHONY: help demo test test-opensearch mutate bench fmt lint stack-up stack-down need-cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -18,6 +18,10 @@ test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
 test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, against OpenSearch 3
 	$(STACK) install
 	$(STACK) with --search opensearch --prefix testos -- cargo test --locked --test elasticsearch --test lifecycle --test reload --test documents $(ARGS)
+
+mutate: need-cargo ## break each rule and see its test fail; ARGS='NAME,NAME' for some
+	$(STACK) install
+	ONELOG_TEST_MUTATIONS='$(ARGS)' $(STACK) with --prefix mutate -- cargo test --locked --test mutations -- --ignored --nocapture
 
 bench: need-cargo ## measure throughput and latency against real servers
 	$(STACK) install

@@ -387,6 +387,22 @@ async fn an_alias_is_swapped_in_one_step_and_notes_are_kept() {
     bed.close().await;
 }
 
+/// A crash then finds the mark, and believes an index that has missed changes.
+#[tokio::test]
+async fn a_void_sweep_marks_nothing() {
+    let bed = Bed::new().await;
+    let elastic = &bed.elastic;
+    let note = || async { elastic.meta(&bed.index).await.unwrap().unwrap() };
+    let begun = note().await.era;
+    elastic.mark_built(&bed.index, false).await.unwrap();
+    let owed = note().await.era;
+    assert!(!elastic.finish_sweep(&bed.index, begun, String::new()).await.unwrap());
+    assert!(!note().await.built, "another sweep is owed since it began");
+    assert!(elastic.finish_sweep(&bed.index, owed, String::new()).await.unwrap());
+    assert!(note().await.built);
+    bed.close().await;
+}
+
 #[tokio::test]
 async fn an_outage_is_transient_and_ends_at_the_deadline() {
     let bed = Bed::new().await;

@@ -10,6 +10,8 @@ mod support;
 use std::cell::Cell;
 
 use elasticsearch::http::Method;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, TopicPartitionList};
 use serde_json::Value;
 use support::daemon::Daemon;
 use support::eventually;
@@ -20,14 +22,14 @@ const LARGE: u32 = 60_000;
 /// Documents of the small one.
 const SMALL: u32 = 3;
 
-fn shop() -> String {
+fn shop(large: u32) -> String {
     format!(
         "CREATE TABLE category (id bigint PRIMARY KEY, name text NOT NULL);
          CREATE TABLE product (id bigint PRIMARY KEY, category_id bigint NOT NULL, name text);
          CREATE INDEX ON product (category_id);
          ALTER TABLE product REPLICA IDENTITY FULL;
          INSERT INTO category VALUES (1, 'large'), (2, 'small');
-         INSERT INTO product SELECT n, 1, 'p' FROM generate_series(1, {LARGE}) n;
+         INSERT INTO product SELECT n, 1, 'p' FROM generate_series(1, {large}) n;
          INSERT INTO product SELECT -n, 2, 'p' FROM generate_series(1, {SMALL}) n;
          ANALYZE"
     )
@@ -71,7 +73,7 @@ async fn metric(world: &World, name: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_fan_out_delays_no_other_document() {
-    let (world, daemon) = built("fanout", &shop(), SHOP, "").await;
+    let (world, daemon) = built("fanout", &shop(LARGE), SHOP, "").await;
     let (client, _connection) = world.client().await;
     let before = metric(&world, "onelog_translate_affected_keys_total").await;
     client.batch_execute("UPDATE category SET name = 'huge' WHERE id = 1").await.expect("renamed");
@@ -123,6 +125,70 @@ async fn a_large_fan_out_delays_no_other_document() {
     let affected = metric(&world, "onelog_translate_affected_keys_total").await - before;
     assert!(affected <= 3.1 * f64::from(LARGE), "{affected} keys for 51 renames");
     println!("peak memory {} MB", daemon.peak_memory() / 1_000_000);
+    assert!(daemon.stop().await.success());
+}
+
+const NOTES: &str = "CREATE TABLE note (id bigint PRIMARY KEY, name text); \
+                     INSERT INTO note VALUES (1, 'before')";
+
+const NOTE_PAGE: &str = r#"
+[[denormalization]]
+collection = "note_page"
+key = "id"
+sql = "SELECT id, name FROM note"
+"#;
+
+/// How many records of the table's topic the group has committed.
+async fn committed(world: &World, table: &str) -> i64 {
+    let group = format!("{}.onelog", world.name);
+    let topic = format!("{}.public.{table}", world.name);
+    let asked = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", support::server("ONELOG_TEST_KAFKA"))
+            .set("group.id", group)
+            .create()
+            .expect("a client");
+        let mut places = TopicPartitionList::new();
+        places.add_partition(&topic, 0);
+        let places = consumer.committed_offsets(places, PATIENCE).expect("Kafka answers");
+        places.elements().first().and_then(|it| it.offset().to_raw()).unwrap_or(0)
+    });
+    asked.await.expect("no panic")
+}
+
+/// Or a crash in between would lose the documents that it leads to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_done_once_the_documents_that_it_leads_to_are_written() {
+    let tables = format!("{}; {NOTES}", shop(10));
+    let (world, daemon) = built("looked_up", &tables, &format!("{SHOP}{NOTE_PAGE}"), "").await;
+    let (client, _connection) = world.client().await;
+    let before = metric(&world, "onelog_translate_affected_keys_total").await;
+    let settings = format!("/{}/_settings", world.alias("product_page"));
+    let block = |set: &'static str| {
+        let (world, settings) = (&world, &settings);
+        let body = format!("{{\"index.blocks.write\": {set}}}");
+        async move { world.elastic(Method::Put, settings, Some(&body)).await.expect("it is set") }
+    };
+    block("true").await;
+    let sql = "UPDATE category SET name = 'tiny' WHERE id = 2";
+    client.batch_execute(sql).await.expect("renamed");
+    eventually("the lookup has answered", PATIENCE, || async {
+        let now = world.metric("onelog_translate_affected_keys_total").await?;
+        (now >= before + f64::from(SMALL)).then_some(())
+    })
+    .await;
+    // What is committed for one topic is committed for all.
+    client.batch_execute("UPDATE note SET name = 'after'").await.expect("updated");
+    eventually("a later change is committed", PATIENCE, || async {
+        (committed(&world, "note").await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(committed(&world, "category").await, 0, "its documents are not written");
+    block("null").await;
+    world.quiet().await;
+    for product in ["-1", "-2", "-3"] {
+        assert_eq!(category_of(&world, product).await, Some("tiny".into()));
+    }
     assert!(daemon.stop().await.success());
 }
 

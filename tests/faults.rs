@@ -9,6 +9,7 @@ mod support;
 
 use std::time::Duration;
 
+use elasticsearch::http::Method;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
@@ -191,6 +192,46 @@ async fn a_commit_that_nobody_sees_yet_is_waited_for() {
         .await;
         drop(setting);
     }
+    right_and_stopped(&world, daemon).await;
+}
+
+const NAMES: &str = "[[denormalization]]\ncollection = \"names_page\"\nkey = \"id\"\n\
+                     sql = \"SELECT id, name FROM company_profile\"\n";
+
+/// A new collection takes the log from now on, so that its sweep must see all that went before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_waits_for_a_commit_that_nobody_sees_yet() {
+    let _turn = alone().await;
+    let wishes = Wishes { companies: 20, ..Wishes::default() };
+    let (world, daemon) = built("settled", wishes).await;
+    let (client, _connection) = world.client().await;
+    let company = a_company(&client).await;
+    let setting = Setting::set("synchronous_standby_names", "absent").await;
+    let mut writing = JoinSet::new();
+    let (url, sql) = (
+        world.database_url.clone(),
+        format!("UPDATE company_profile SET name = 'late' WHERE id = '{company}'"),
+    );
+    writing.spawn(async move { support::traffic::execute(&url, &sql).await });
+    eventually("its record has come", PATIENCE, || async {
+        let parked = world.metric("onelog_translate_parked_keys").await?;
+        (parked > 0.0).then_some(())
+    })
+    .await;
+    std::fs::write(world.mappings.join("names_page.toml"), NAMES).expect("a mapping");
+    let alias = format!("/_alias/{}", world.alias("names_page"));
+    eventually("the sweep waits, or is over", PATIENCE, || async {
+        let waits = daemon.log_text().contains("the sweep waits for an old transaction to end");
+        let over = world.elastic(Method::Get, &alias, None).await.is_ok();
+        (waits || over).then_some(())
+    })
+    .await;
+    drop(setting);
+    writing.join_next().await.expect("it runs").expect("the UPDATE returns");
+    eventually("the collection is built", PATIENCE, || async {
+        world.elastic(Method::Get, &alias, None).await.ok().map(drop)
+    })
+    .await;
     right_and_stopped(&world, daemon).await;
 }
 

@@ -9,6 +9,9 @@
 
 #![allow(clippy::unwrap_used, clippy::as_conversions, reason = "a test that fails may panic")]
 
+#[path = "paths_soundness/traps.rs"]
+mod traps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -24,26 +27,6 @@ use tokio_postgres::{Client, NoTls, Statement};
 
 const TABLES: [&str; 3] = ["a", "b", "c"];
 const COLUMNS: [&str; 3] = ["id", "x", "y"];
-
-/// What a naive rule gets wrong, and the key paths that it would wrongly trust (A3, A6).
-const TRAPS: &[&str] = &[
-    "SELECT a.id AS k, c.id, b.y FROM a CROSS JOIN c LEFT JOIN b ON b.x = a.id AND b.y = c.id",
-    "SELECT a.id AS k, c.id FROM a, c WHERE NOT EXISTS (SELECT FROM b WHERE b.x = a.id AND b.y = c.id)",
-    "SELECT a.id AS k, (SELECT max(b.id) FROM b WHERE b.x = a.id AND b.y = c.id) AS m, c.y FROM a, c",
-    "SELECT a.id AS k, c.y, b.y AS z FROM a CROSS JOIN c LEFT JOIN b ON a.x = c.x AND b.x = a.id",
-    "SELECT a.id AS k, c.y FROM a, c WHERE EXISTS (SELECT FROM b WHERE b.x = a.id AND b.y = c.id)",
-    "SELECT c.id AS k, s.x FROM c JOIN (SELECT x, max(y) AS m FROM b GROUP BY x) s ON s.m = c.y",
-    "SELECT c.id AS k, s.r FROM c JOIN (SELECT y, sum(id) OVER (PARTITION BY x) AS r FROM b) s ON s.y = c.y",
-    "SELECT id AS k, y FROM (SELECT DISTINCT ON (x) x, id, y FROM a ORDER BY x, y, id) s",
-    "SELECT max(id) AS k, count(*) AS n FROM a GROUP BY x",
-    "SELECT a.id AS k, a.id IN (SELECT b.x FROM b) AS v FROM a",
-    "SELECT a.id AS k FROM a WHERE a.id NOT IN (SELECT b.x FROM b)",
-    "SELECT COALESCE(b.y, a.y) AS k, a.id FROM a LEFT JOIN b ON b.x = a.x",
-    "SELECT c.id AS k, s.n FROM c CROSS JOIN a LEFT JOIN LATERAL (SELECT count(*) AS n FROM b \
-     WHERE b.x = c.x AND b.y = a.id) s ON true",
-    "SELECT a.id AS k, b.y FROM a LEFT JOIN (b LEFT JOIN c ON c.x = b.y) ON b.x = a.x AND c.y = a.y",
-    "SELECT a.id AS k, c.y FROM a JOIN b ON b.x = a.x FULL JOIN c ON c.x = b.y",
-];
 
 type Row = [Option<i32>; 3];
 type State = BTreeMap<&'static str, BTreeMap<i32, Row>>;
@@ -477,7 +460,7 @@ async fn no_choice_of_snapshots_leaves_a_document_stale() {
     let mut drivers = JoinSet::new();
     let client = setup(&mut drivers).await;
     let (mut failures, mut checked) = (Vec::new(), 0);
-    for trap in TRAPS {
+    for trap in traps::TRAPS {
         let mut writer = Writer { rng: StdRng::seed_from_u64(first), made: 0 };
         if let Outcome::Stale(shown) = check(&client, trap, &mut writer, histories * 8).await {
             failures.push(format!("a known trap, {shown}"));

@@ -4,6 +4,8 @@
 
 #[path = "read/cost.rs"]
 mod cost;
+#[path = "read/order.rs"]
+mod order;
 #[path = "read/sparing.rs"]
 mod sparing;
 

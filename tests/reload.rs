@@ -6,6 +6,10 @@ mod support;
 use std::time::Duration;
 
 use elasticsearch::http::Method;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use support::daemon::Daemon;
 use support::world::{PATIENCE, Wishes, World};
 use support::{eventually, traffic};
 
@@ -105,6 +109,47 @@ async fn a_restart_builds_nothing_again() {
     world.check_documents().await;
     assert_eq!(index_of(&world, "company_details_page").await, before);
     assert_eq!(world.metric("onelog_sweep_documents_total").await, Some(0.0), "nothing was swept");
+    assert!(daemon.stop().await.success());
+}
+
+/// Deletes the world's consumer group, once its last member counts as gone.
+async fn forget_positions(world: &World) {
+    let brokers = support::server("ONELOG_TEST_KAFKA");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("a client");
+    let group = format!("{}.onelog", world.name);
+    eventually("the group is deleted", PATIENCE, || async {
+        let deleted = admin.delete_groups(&[&group], &AdminOptions::new()).await.ok()?;
+        deleted.into_iter().all(|it| it.is_ok()).then_some(())
+    })
+    .await;
+}
+
+/// What is in the log before the place where reading begins anew is seen by a sweep alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_lost_is_a_sweep() {
+    let world = World::new("lost", Wishes { companies: 20, ..Wishes::default() }).await;
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    assert!(daemon.stop().await.success());
+    let log = world.folder.path().join("capture.log");
+    let capture = Daemon::start_with(&world.config, &log, &["--only", "capture"]);
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE company_profile SET name = 'Unread'").await.expect("updated");
+    eventually("the change is in the log", PATIENCE, || async {
+        (world.metric("onelog_capture_changes_total").await? >= 20.0).then_some(())
+    })
+    .await;
+    assert!(capture.stop().await.success());
+    forget_positions(&world).await;
+    let daemon = world.start();
+    eventually("what was missed is there", PATIENCE, || async {
+        let documents = world.documents("company_details_page").await;
+        let right = documents.values().all(|it| it["profile_name"] == "Unread");
+        (right && !documents.is_empty()).then_some(())
+    })
+    .await;
     assert!(daemon.stop().await.success());
 }
 

@@ -34,6 +34,7 @@ pub use self::lookout::Lookout;
 use self::pipeline::{Call, Statements, run};
 pub use self::session::ReadLimits;
 use self::session::Server;
+use crate::document::DocumentVersion;
 pub use crate::document::queries::{Param, Query, Rows};
 use crate::lsn::Lsn;
 use crate::mapping::plan::TableName;
@@ -50,6 +51,13 @@ pub struct ReadStamp {
     /// Just before the statements were sent, so never after the snapshot: its age counts from
     /// here.
     pub taken_at: Instant,
+}
+
+impl ReadStamp {
+    /// Of what was read. None once the epoch or the number no longer fits.
+    pub fn version(&self, epoch: u32) -> Option<DocumentVersion> {
+        DocumentVersion::new(epoch, &self.snapshot)
+    }
 }
 
 /// A read whose WAL may not be on disk yet. It holds no connection.

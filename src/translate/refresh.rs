@@ -235,7 +235,7 @@ async fn write(tools: &Tools, build: &Build, batch: Vec<Taken>, read: Read, repo
             }
         }
     }
-    let version = DocumentVersion::new(tools.identity.epoch, &read.stamp.snapshot);
+    let version = read.stamp.version(tools.identity.epoch);
     let (Some(version), Ok(built)) = (version, build::documents(&build.plan, &passed, &read.rows))
     else {
         // Both are mistakes of our own or the end of the number space: a new session says so.

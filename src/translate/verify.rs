@@ -190,7 +190,7 @@ async fn differing(
         }
         Err(error) => return Err(Fault::Read(error)),
     };
-    let version = DocumentVersion::new(tools.identity.epoch, &read.stamp.snapshot);
+    let version = read.stamp.version(tools.identity.epoch);
     let (true, Some(version)) = (tools.identity.is_of(&read.stamp), version) else {
         return Err(Fault::Moved);
     };

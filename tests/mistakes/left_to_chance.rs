@@ -57,6 +57,33 @@ ORDER BY i.title, i.id'''
 ok       collection page: every change reaches its documents
 "##,
     ),
+    // What is equal to a settled column is settled, whichever side it stands on.
+    (
+        r##"[[denormalization]]
+collection_name = "page"
+key_to_denormalize_upon = "id"
+nest_as = "items"
+sql = '''SELECT i.shop_id AS id, i.title, j.price
+FROM item i JOIN item j ON j.id = i.id WHERE i.shop_id IS NOT NULL
+ORDER BY i.id'''
+"##,
+        r##"
+ok       collection page: every change reaches its documents
+"##,
+    ),
+    (
+        r##"[[denormalization]]
+collection_name = "page"
+key_to_denormalize_upon = "id"
+nest_as = "items"
+sql = '''SELECT i.shop_id AS id, i.title, j.price
+FROM item i JOIN item j ON j.id = i.id WHERE i.shop_id IS NOT NULL
+ORDER BY j.id'''
+"##,
+        r##"
+ok       collection page: every change reaches its documents
+"##,
+    ),
     (
         r##"[[denormalization]]
 collection_name = "page"

@@ -128,6 +128,11 @@ fn an_equality_is_an_edge_within_its_scope_only() {
             "SELECT a.id AS k FROM public.a FULL JOIN public.b ON a.x = b.x FULL JOIN public.c ON c.x = b.y",
             "a: in id; b: b.x = a.x; c: c.x = b.y > b.x = a.x",
         ),
+        // Of a merged column either side's row may be missing: neither leads on for a third table.
+        (
+            "SELECT k.id AS k FROM public.k JOIN (SELECT x FROM public.a FULL JOIN public.b USING (x)) m ON m.x = k.y JOIN public.c ON c.y = m.x",
+            "k: in id; a: a.x = k.y; b: b.x = k.y; no c",
+        ),
         (
             "SELECT a.id AS k FROM public.a WHERE a.id IN (SELECT b.x FROM public.b)",
             "a: in id; b: in x",

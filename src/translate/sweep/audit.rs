@@ -162,8 +162,7 @@ impl Sweeper {
         if !self.tools.identity.is_of(&stamp) {
             return Err(SweepError::Moved);
         }
-        let version = DocumentVersion::new(self.tools.identity.epoch, &stamp.snapshot);
-        version.ok_or(SweepError::Moved)
+        stamp.version(self.tools.identity.epoch).ok_or(SweepError::Moved)
     }
 
     /// Who writes to the index by hand raises a document's version by one, and on a quiet database

@@ -19,7 +19,7 @@ impl Sweeper {
         let swept = metrics.sweep_documents_total.with_label_values(&collection);
         swept.inc_by(count(slice.documents.len()));
         self.build.tally.swept(&slice.documents);
-        let version = DocumentVersion::new(self.tools.identity.epoch, &read.stamp.snapshot);
+        let version = read.stamp.version(self.tools.identity.epoch);
         let version = version.ok_or(SweepError::Moved)?;
         let mut demanded: Vec<DocumentKey> = slice.refused.into_iter().map(|it| it.key).collect();
         demanded.retain(|it| !it.0.is_empty());
