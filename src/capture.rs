@@ -34,8 +34,10 @@ use crate::kafka::envelope::SourceContext;
 use crate::kafka::merge::{Merge, WORDS_MAX};
 use crate::kafka::producer::{ProducerSession, run_producer, wanted_topic};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
+use crate::kafka::topics::WantedTopic;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
+use crate::postgres::cleanup::run_cleanup;
 use crate::postgres::client::{self, Client};
 use crate::postgres::connection::{
     ConnectionError, IdentifySystem, ReplicationConnection, ReplicationStream,
@@ -313,6 +315,25 @@ async fn wait_out_predecessor(
     }
 }
 
+/// The topics of the tables that are published now. Rows of an outbox go where each says.
+fn expected_topics(config: &Config, shapes: &Shapes) -> Vec<WantedTopic> {
+    let is_outbox = |topic: &String| {
+        config.outbox.tables.iter().any(|it| config.kafka.table_topic(it) == *topic)
+    };
+    let topics = shapes.topics().into_iter().filter(|it| !is_outbox(it));
+    topics.map(|it| wanted_topic(&config.kafka, &it, true)).collect()
+}
+
+/// Cleans outbox tables up beside the stages, for as long as it is kept.
+fn start_cleanup(config: &Config, metrics: &Metrics) -> JoinSet<()> {
+    let mut cleaning = JoinSet::new();
+    if config.outbox.is_cleaned_up() {
+        let (config, metrics) = (config.clone(), metrics.clone());
+        cleaning.spawn(async move { run_cleanup(&config, &metrics).await });
+    }
+    cleaning
+}
+
 /// The stages, each as a task, so that decoding and encoding share two cores.
 async fn run_stages(
     (config, metrics, health): (&Config, &Metrics, &Health),
@@ -329,6 +350,8 @@ async fn run_stages(
     let name = format!("{}-{}", producer.run_id(), metrics.capture_sessions_total.get());
     let session = ProducerSession {
         config: config.kafka.clone(),
+        outbox: config.outbox.clone(),
+        metrics: metrics.clone(),
         slot: config.postgres.slot_name.clone(),
         source: SourceContext {
             name: config.kafka.topic_prefix.clone(),
@@ -339,12 +362,7 @@ async fn run_stages(
         producer: Arc::clone(producer),
         copies: Merge::new(name.clone(), heard),
         resume,
-        expected: opened
-            .shapes
-            .topics()
-            .iter()
-            .map(|topic| wanted_topic(&config.kafka, topic, true))
-            .collect(),
+        expected: expected_topics(config, &opened.shapes),
         shutdown: shutdown.clone(),
     };
     let copies = copies::Ground {
@@ -364,6 +382,8 @@ async fn run_stages(
         confirmed,
         metrics: metrics.clone(),
     };
+    // Dropped, and so ended, with the session.
+    let _cleaning = start_cleanup(config, metrics);
     let mut stages: JoinSet<Result<(), CaptureError>> = JoinSet::new();
     stages.spawn(async { run_producer(session, input, durable).await.map_err(Into::into) });
     let token = shutdown.clone();

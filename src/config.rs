@@ -7,6 +7,7 @@ pub mod file;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::outbox::template::TopicTemplate;
 use crate::postgres::url::PostgresUrl;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +15,7 @@ pub struct Config {
     pub postgres: PostgresConfig,
     pub kafka: KafkaConfig,
     pub copy: CopyConfig,
+    pub outbox: OutboxConfig,
     pub elasticsearch: ElasticsearchConfig,
     pub translate: TranslateConfig,
     pub http: HttpConfig,
@@ -56,6 +58,85 @@ pub struct KafkaConfig {
     pub properties: Vec<(String, String)>,
 }
 
+/// Events that the application writes in the transaction of its changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxConfig {
+    /// Tables whose rows are events, as `namespace.table`; a partitioned one by its root.
+    pub tables: Vec<String>,
+    pub topic: TopicTemplate,
+    pub columns: OutboxColumns,
+    /// Columns that become headers too, with the header's name.
+    pub header_columns: Vec<(String, String)>,
+    /// An event without a payload is a tombstone; else its payload is JSON's null.
+    pub tombstones: bool,
+    /// Events without an aggregateid are published, in no order.
+    pub allow_null_key: bool,
+    /// Rows of this age that are published are deleted. Zero: never.
+    pub cleanup_after: Duration,
+}
+
+/// Names to look for, the first that is there; those without a default are only used if named.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutboxColumns {
+    pub id: Vec<String>,
+    pub aggregate_type: Vec<String>,
+    pub aggregate_id: Vec<String>,
+    pub kind: Vec<String>,
+    pub payload: Vec<String>,
+    pub headers: Vec<String>,
+    /// Somebody named the headers' column, so that it must be there.
+    pub headers_named: bool,
+    pub timestamp: Option<String>,
+    pub partition: Option<String>,
+}
+
+impl Default for OutboxColumns {
+    /// Debezium's names, and those that Rails and Django would give.
+    fn default() -> Self {
+        let names = |names: &[&str]| names.iter().map(|&it| it.to_owned()).collect();
+        Self {
+            id: names(&["id"]),
+            aggregate_type: names(&["aggregatetype", "aggregate_type"]),
+            aggregate_id: names(&["aggregateid", "aggregate_id"]),
+            kind: names(&["type", "event_type"]),
+            payload: names(&["payload"]),
+            headers: names(&["headers"]),
+            headers_named: false,
+            timestamp: None,
+            partition: None,
+        }
+    }
+}
+
+impl Config {
+    /// All tables that the publication must have.
+    pub fn published_tables(&self) -> Vec<String> {
+        self.postgres.tables.iter().chain(&self.outbox.tables).cloned().collect()
+    }
+}
+
+impl OutboxConfig {
+    /// Whether there is anything to delete, ever.
+    pub fn is_cleaned_up(&self) -> bool {
+        !self.tables.is_empty() && !self.cleanup_after.is_zero()
+    }
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self {
+            tables: Vec::new(),
+            topic: TopicTemplate::parse("outbox.event.{aggregatetype}", "")
+                .expect("the default is a template"),
+            columns: OutboxColumns::default(),
+            header_columns: Vec::new(),
+            tombstones: false,
+            allow_null_key: false,
+            cleanup_after: Duration::ZERO,
+        }
+    }
+}
+
 impl KafkaConfig {
     /// The compacted topic that holds our progress records.
     pub fn progress_topic(&self) -> String {
@@ -70,6 +151,17 @@ impl KafkaConfig {
     /// The entity topic of a table.
     pub fn entity_topic(&self, namespace: &str, name: &str) -> String {
         format!("{}.{namespace}.{name}", self.topic_prefix)
+    }
+
+    /// The same of a table written as `namespace.table`.
+    pub fn table_topic(&self, table: &str) -> String {
+        format!("{}.{table}", self.topic_prefix)
+    }
+
+    /// Whether the topic is one that nobody else may write to.
+    pub fn is_own_topic(&self, topic: &str) -> bool {
+        let rest = topic.strip_prefix(&self.topic_prefix);
+        rest.is_some_and(|it| it.starts_with(".onelog."))
     }
 }
 

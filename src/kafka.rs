@@ -8,6 +8,7 @@ pub mod delivery;
 pub mod envelope;
 pub mod merge;
 pub mod offsets;
+pub mod outbox;
 pub mod overlap;
 pub mod positions;
 pub mod producer;

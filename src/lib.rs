@@ -8,7 +8,7 @@
 //!
 //! # Reading order
 //! Values, which everything else speaks of: [`lsn`], [`relation`], [`change`], [`snapshot`],
-//! [`document`], [`mapping`], [`mistake`], [`json`]. Then the path of a change: [`postgres`]
+//! [`document`], [`mapping`], [`mistake`], [`json`], [`outbox`]. Then the path of a change: [`postgres`]
 //! reads the WAL, [`kafka`] publishes and consumes, [`mapping`] finds the keys that a change
 //! touches, [`document`] reads them again, [`elasticsearch`] writes them. [`supervisor`] wires the
 //! stages; [`cli`] has the commands.
@@ -37,6 +37,7 @@ pub mod lsn;
 pub mod mapping;
 pub mod metrics;
 pub mod mistake;
+pub mod outbox;
 pub mod postgres;
 pub mod progress;
 pub mod relation;

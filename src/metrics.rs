@@ -78,9 +78,17 @@ macro_rules! metrics {
 metrics! {
     /// Row changes received from Postgres, by kind.
     capture_changes_total: IntCounterVec ["op"],
-    /// Logical messages received from Postgres, by whose they are: own (prefix `onelog.`) or
-    /// foreign, which are ignored.
+    /// Logical messages received from Postgres, by kind: context, outbox, own (others with the
+    /// prefix `onelog.`) or foreign, which are ignored.
     capture_messages_total: IntCounterVec ["kind"],
+    /// Context messages that are none: their transactions' records have no headers from them.
+    capture_contexts_refused_total: IntCounter [],
+    /// Events of the outbox sent to their topics, by way: table or message.
+    outbox_events_total: IntCounterVec ["way"],
+    /// UPDATEs of rows of outbox tables, which publish nothing.
+    outbox_updates_total: IntCounter [],
+    /// Rows of outbox tables deleted because they are old and published.
+    outbox_cleaned_rows_total: IntCounter [],
     /// Transactions received from Postgres to their commit.
     capture_transactions_total: IntCounter [],
     /// Bytes of WAL stream received from Postgres.
@@ -178,10 +186,13 @@ impl Metrics {
     /// Series of labels that are known from the start exist from the start, so that `increase()`
     /// sees their first event.
     fn start_series(&self) {
-        for reason in ["document", "record"] {
+        for way in ["table", "message"] {
+            self.outbox_events_total.with_label_values(&[way]);
+        }
+        for reason in ["document", "record", "outbox"] {
             self.dead_letters_total.with_label_values(&[reason]);
         }
-        for kind in ["own", "foreign"] {
+        for kind in ["context", "outbox", "own", "foreign"] {
             self.capture_messages_total.with_label_values(&[kind]);
         }
         for stage in ["capture", "translate"] {

@@ -1,6 +1,7 @@
 //! Postgres: the walsender session, and plain connections for everything else.
 
 pub mod assemble;
+pub mod cleanup;
 pub mod client;
 pub mod connection;
 pub mod connection_error;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use onelog::capture::{CaptureError, prepare_capture, run_capture, run_session};
 use onelog::config::{
     Config, Credentials, Delivery, ElasticsearchConfig, HttpConfig, KafkaConfig, LogConfig,
-    LogFormat, PostgresConfig, TranslateConfig,
+    LogFormat, OutboxConfig, PostgresConfig, TranslateConfig,
 };
 use onelog::kafka::delivery::LogProducer;
 use onelog::kafka::progress_record;
@@ -52,6 +52,7 @@ fn config(test: &str) -> Config {
             properties: Vec::new(),
         },
         copy: onelog::config::CopyConfig::default(),
+        outbox: OutboxConfig::default(),
         elasticsearch: ElasticsearchConfig {
             url: String::new(),
             credentials: Credentials::None,

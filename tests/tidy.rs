@@ -33,6 +33,8 @@ const PURE: &[&str] = &[
     "mapping/resolve/fields.rs",
     "mistake.rs",
     "mistake/",
+    "outbox.rs",
+    "outbox/",
     "progress.rs",
     "json.rs",
     "postgres/walsender.rs",

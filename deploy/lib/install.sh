@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# `deploy/stack install`: packages of the system, then the servers' jars. Sourced by deploy/stack.
+# `deploy/stack install`: packages of the system, then the servers' jars and Django. Sourced by deploy/stack.
 # Installs only what is missing, so on a prepared machine it needs neither root nor network.
 
 # What and why, one line each. Asked of dpkg by these names.
@@ -24,6 +24,7 @@ packages() {
   command -v curl > /dev/null || echo "curl asks Elasticsearch for its health"
   command -v cc > /dev/null && command -v make > /dev/null || echo "build-essential compiles librdkafka"
   command -v pkg-config > /dev/null || echo "pkg-config finds the two libraries below"
+  has_venv || echo "python3-venv runs the Django example"
   is_installed libssl-dev || echo "libssl-dev TLS of librdkafka"
   is_installed zlib1g-dev || echo "zlib1g-dev compression of librdkafka"
   is_installed libclang-dev || echo "libclang-dev reads C headers for the SQL parser"
@@ -46,7 +47,7 @@ apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" < /dev/nul
 command_install() {
   local missing
   if ! command -v apt-get > /dev/null; then
-    say "no apt-get here: see that these are there: Postgres $POSTGRES_VERSION (or use --postgres), a JDK >= 21, mvn, unzip, xz, curl, a C compiler, make, pkg-config, and libssl, zlib and libclang with headers"
+    say "no apt-get here: see that these are there: Postgres $POSTGRES_VERSION (or use --postgres), a JDK >= 21, mvn, unzip, xz, curl, python3 with venv, a C compiler, make, pkg-config, and libssl, zlib and libclang with headers"
   else
     missing=$(packages)
     if [[ -n $missing ]]; then
@@ -61,6 +62,7 @@ command_install() {
   for service in "${SERVICES[@]}"; do
     "${service}_prepare"
   done
+  python_prepare
 }
 
 # Debian's package starts a cluster of its own on port 5432 unless told otherwise before.

@@ -283,6 +283,11 @@ impl Copies {
 
     /// Whether the table can be copied.
     async fn check(&self, table: &str, condition: Option<&str>) -> Result<(), Refusal> {
+        if self.session.config.outbox.tables.iter().any(|it| it == table) {
+            return Err(Refusal::Wrong(format!(
+                "{table} is an outbox: its rows are events, published when they are inserted"
+            )));
+        }
         let config = &self.session.config.postgres;
         let client = client::connect(&config.url, "onelog copy").await;
         let client = client.map_err(|it| unavailable(&it))?;
@@ -320,7 +325,8 @@ impl Copies {
             let tables = publication::published_tables(&client, &config.publication_name).await;
             for found in tables.map_err(|it| told(&it))? {
                 let table = table::name_of(&found);
-                if self.session.record(&table).is_none() {
+                let is_outbox = self.session.config.outbox.tables.contains(&table);
+                if !is_outbox && self.session.record(&table).is_none() {
                     tracing::info!(table, "never copied: its copy begins");
                     let record = CopyRecord::new(None, now_ms());
                     self.session.note(&table, record).await.map_err(|it| told(&it))?;

@@ -78,7 +78,8 @@ pub async fn prepare_capture(
     let client = client::connect(&config.postgres.url, "onelog prepare").await?;
     check_server(&client).await?;
     let name = &config.postgres.publication_name;
-    let statements = publication::ensure(&client, name, &config.postgres.tables, dry_run).await?;
+    let statements =
+        publication::ensure(&client, name, &config.published_tables(), dry_run).await?;
     if statements.is_empty() {
         said.push(format!("Publication {name} has all tables."));
     }
@@ -125,7 +126,9 @@ async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTop
     let name = &config.postgres.publication_name;
     for table in publication::published_tables(client, name).await? {
         let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
-        if wanted.iter().all(|it| it.name != topic) {
+        // Rows of an outbox go where each says.
+        let is_outbox = config.outbox.tables.iter().any(|it| kafka.table_topic(it) == topic);
+        if !is_outbox && wanted.iter().all(|it| it.name != topic) {
             wanted.push(wanted_topic(kafka, &topic, !table.key_columns().is_empty()));
         }
     }

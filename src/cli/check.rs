@@ -4,6 +4,7 @@
 pub mod files;
 pub mod indices;
 pub mod mappings;
+mod outbox;
 pub mod servers;
 
 use std::io::Write;
@@ -107,7 +108,10 @@ async fn whole(
     servers::elasticsearch(config, findings).await?;
     indices::check(config, findings).await?;
     match client {
-        Some(client) => mappings::check(config, &client, collections, findings).await,
+        Some(client) => {
+            outbox::check(config, &client, findings).await?;
+            mappings::check(config, &client, collections, findings).await
+        }
         None => Ok(()),
     }
 }

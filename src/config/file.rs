@@ -8,6 +8,7 @@
 //! can't hold one.
 
 pub mod checks;
+mod outbox;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +70,8 @@ pub fn parse(
     let postgres = postgres(&source, top.take_table("postgres"));
     let kafka = kafka(&source, top.take_table("kafka"));
     let copy = copy(&source, top.take_table("copy"));
+    let prefix = kafka.as_ref().map_or("app", |it| &it.topic_prefix);
+    let outbox = outbox::outbox(&source, top.take_table("outbox"), prefix);
     let elasticsearch = elasticsearch(&source, top.take_table("elasticsearch"), folder);
     let translate = translate(&source, top.take_table("translate"), folder);
     let http = http(&source, top.take_table("http"));
@@ -80,6 +83,7 @@ pub fn parse(
         postgres: postgres.expect(kept),
         kafka: kafka.expect(kept),
         copy,
+        outbox,
         elasticsearch: elasticsearch.expect(kept),
         translate,
         http,

@@ -340,10 +340,24 @@ impl LogProducer {
         record: OutRecord<'_>,
         headers: &[Header],
     ) -> Result<(), ProduceError> {
+        self.send_at(seq, record, headers, Place::default()).await
+    }
+
+    /// As [`LogProducer::send`], with a time and a place of the record's own.
+    ///
+    /// # Errors
+    /// If the record is too large or the session has failed.
+    pub async fn send_at(
+        &self,
+        seq: TransactionSeq,
+        record: OutRecord<'_>,
+        headers: &[Header],
+        place: Place,
+    ) -> Result<(), ProduceError> {
         self.deliveries.lock().progress.sent();
         let opaque = usize::try_from(seq).expect("a number of transactions fits a word");
         loop {
-            match self.try_send(record, headers, opaque) {
+            match self.try_send(record, headers, opaque, place) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {}
                 Err(error) => {
@@ -368,7 +382,7 @@ impl LogProducer {
             assert!(state.record_in_flight.is_none(), "one progress record at a time");
             state.record_in_flight = Some(lsn);
         }
-        match self.try_send(record, &[], PROGRESS_RECORD) {
+        match self.try_send(record, &[], PROGRESS_RECORD, Place::default()) {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.deliveries.lock().record_in_flight = None;
@@ -385,8 +399,11 @@ impl LogProducer {
         record: OutRecord<'_>,
         headers: &[Header],
         opaque: usize,
+        place: Place,
     ) -> Result<(), KafkaError> {
         let mut out = BaseRecord::with_opaque_to(record.topic, opaque);
+        out.timestamp = place.timestamp_ms;
+        out.partition = place.partition;
         out.key = record.key;
         out.payload = record.value;
         if !headers.is_empty() || record.header.is_some() {
@@ -408,6 +425,15 @@ impl LogProducer {
             error
         })
     }
+}
+
+/// When a record is said to have happened and where it goes; else now, and by its key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Since 1970. A topic with LogAppendTime ignores it.
+    pub timestamp_ms: Option<i64>,
+    /// One that the topic has.
+    pub partition: Option<i32>,
 }
 
 /// How far records are.

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::causes::with_causes;
-use crate::change::{Begin, Change};
-use crate::config::KafkaConfig;
+use crate::change::{Begin, Change, LogicalMessage};
+use crate::config::{KafkaConfig, OutboxConfig};
 use crate::kafka::batch::{Batch, Item};
 use crate::kafka::chunk::{Chunk, MARK_PREFIX, Outcome};
 use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_us};
@@ -29,9 +29,13 @@ use crate::kafka::envelope::{
     TransactionContext, transaction_headers,
 };
 use crate::kafka::merge::Merge;
+use crate::kafka::outbox::{Of, Outbox};
 use crate::kafka::progress_record::{self, ProgressRecord};
 use crate::kafka::topics::{self, TopicAction, TopicError, TopicKind, WantedTopic};
 use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::outbox::context::{self, ContextError};
+use crate::outbox::{CONTEXT_PREFIX, EVENT_PREFIX};
 use crate::progress::TransactionSeq;
 use crate::relation::RelationId;
 
@@ -45,6 +49,8 @@ pub(crate) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// A session of the producing stage.
 pub struct ProducerSession {
     pub config: KafkaConfig,
+    pub outbox: OutboxConfig,
+    pub metrics: Metrics,
     pub slot: String,
     pub source: SourceContext,
     pub producer: Arc<LogProducer>,
@@ -154,7 +160,7 @@ impl Ahead {
 }
 
 /// Sees to it that the topics are there, and tells what was done or differs.
-async fn see_to(config: &KafkaConfig, wanted: &[WantedTopic]) -> Result<(), TopicError> {
+pub(super) async fn see_to(config: &KafkaConfig, wanted: &[WantedTopic]) -> Result<(), TopicError> {
     for action in topics::ensure_topics(config, wanted, false).await? {
         match action {
             TopicAction::Fine { .. } => {}
@@ -257,11 +263,21 @@ struct Encoder {
     context: Option<TransactionContext>,
     last_commit: Option<Lsn>,
     open: Option<TransactionSeq>,
+    outbox: Outbox,
+    /// Between a Begin and its Commit. `open` may be so before: see [`Encoder::message`].
+    inside: bool,
+    /// When the transaction committed, in milliseconds since 1970.
+    commit_ms: i64,
+    /// The newest end of a commit, or of what keepalives said.
+    newest: Lsn,
 }
 
 impl Encoder {
     fn new(session: ProducerSession) -> Self {
         let writer = EnvelopeWriter::new(&session.source);
+        let outbox =
+            Outbox::new(&session.outbox, &session.config, &session.producer, &session.metrics);
+        let newest = session.resume;
         Self {
             session,
             writer,
@@ -271,6 +287,10 @@ impl Encoder {
             context: None,
             last_commit: None,
             open: None,
+            outbox,
+            inside: false,
+            commit_ms: 0,
+            newest,
         }
     }
 
@@ -288,22 +308,19 @@ impl Encoder {
                 Item::Change(lsn, change) => {
                     self.change(&change, ChangeAt { lsn, now_us }).await?;
                 }
-                Item::Message { message, .. }
-                    if message.transactional && message.prefix == MARK_PREFIX =>
-                {
-                    if let Some(chunk) = self.session.copies.mark(&message.content) {
-                        self.copied(chunk, ChangeAt { lsn: message.lsn, now_us }).await?;
-                    }
+                Item::Message { message, .. } => {
+                    let lsn = message.lsn;
+                    self.message(&message, ChangeAt { lsn, now_us }).await?;
                 }
-                // Others' words, and ours that nobody here waits for, such as a flush's nudge.
-                Item::Message { .. } => {}
                 Item::Commit(commit) => {
                     self.last_commit = Some(commit.commit_lsn);
+                    self.newest = self.newest.max(commit.end_lsn);
+                    self.inside = false;
                     let seq = self.open.take().expect("the assembler opened it");
                     self.session.producer.commit(seq, commit.end_lsn, commit.commit_time_us)?;
                     self.session.copies.commit(commit.end_lsn);
                 }
-                Item::Keepalive { wal_end } => self.session.producer.keepalive(wal_end),
+                Item::Keepalive { wal_end } => self.keepalive(wal_end)?,
             }
         }
         Ok(())
@@ -321,7 +338,58 @@ impl Encoder {
         self.writer.begin(&context);
         self.headers = transaction_headers(&self.session.source, &context);
         self.context = Some(context);
-        self.open = Some(self.session.producer.begin());
+        self.inside = true;
+        self.commit_ms = begin.commit_time_us.saturating_add(POSTGRES_EPOCH_US) / 1000;
+        let producer = &self.session.producer;
+        self.open.get_or_insert_with(|| producer.begin());
+    }
+
+    /// Everything before `wal_end` has been here.
+    fn keepalive(&mut self, wal_end: Lsn) -> Result<(), ProduceError> {
+        let producer = &self.session.producer;
+        match self.open {
+            // What stood between transactions ends here, if none has taken it in.
+            Some(seq) if !self.inside && self.newest < wal_end => {
+                self.open = None;
+                producer.commit(seq, wal_end, now_us())?;
+            }
+            _ => producer.keepalive(wal_end),
+        }
+        self.newest = self.newest.max(wal_end);
+        Ok(())
+    }
+
+    /// Others' words, and ours that nobody here waits for, such as a flush's nudge, pass by.
+    async fn message(&mut self, it: &LogicalMessage, at: ChangeAt) -> Result<(), ProduceError> {
+        match &*it.prefix {
+            CONTEXT_PREFIX => {
+                let applied = match it.transactional {
+                    true => context::apply(&it.content, &mut self.headers),
+                    false => Err(ContextError::NotTransactional),
+                };
+                if let Err(error) = applied {
+                    self.session.metrics.capture_contexts_refused_total.inc();
+                    tracing::warn!(lsn = %it.lsn, %error, "a transaction's context is ignored");
+                }
+                Ok(())
+            }
+            EVENT_PREFIX => {
+                // One outside of transactions is buried with the next transaction, or by the next
+                // keepalive: the slot must not move on before its record is acknowledged.
+                let producer = &self.session.producer;
+                let seq = *self.open.get_or_insert_with(|| producer.begin());
+                let of = match it.transactional {
+                    true => Of { seq, headers: &self.headers, commit_ms: self.commit_ms },
+                    false => Of { seq, headers: &[], commit_ms: at.now_us / 1000 },
+                };
+                self.outbox.message(it, at, of).await
+            }
+            MARK_PREFIX if it.transactional => match self.session.copies.mark(&it.content) {
+                Some(chunk) => self.copied(chunk, at).await,
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     async fn change(&mut self, change: &Change, at: ChangeAt) -> Result<(), ProduceError> {
@@ -340,6 +408,11 @@ impl Encoder {
         for relation in relations {
             let id = relation.id;
             let shape = self.shapes.get(&id).ok_or(EnvelopeError::StaleShape { id })?;
+            if self.outbox.has(id) {
+                let of = Of { seq, headers: &self.headers, commit_ms: self.commit_ms };
+                self.outbox.row(&mut self.writer, (shape, change), at, of).await?;
+                continue;
+            }
             let ProducerSession { producer, copies, .. } = &mut self.session;
             if !copies.is_idle() && matches!(change, Change::Truncate { .. }) {
                 copies.note_truncate(&shape.topic, xid);
@@ -389,7 +462,10 @@ impl Encoder {
     }
 
     async fn shape(&mut self, shape: Arc<TableShape>) -> Result<(), ProduceError> {
-        self.topic(&shape).await?;
+        // Rows of an outbox go where each says.
+        if !self.outbox.describe(&shape) {
+            self.topic(&shape).await?;
+        }
         self.shapes.insert(shape.relation.id, shape);
         Ok(())
     }

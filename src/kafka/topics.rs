@@ -13,6 +13,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use tokio::time::Instant;
+
 use crate::config::KafkaConfig;
 use crate::kafka::settings;
 
@@ -29,6 +31,8 @@ pub enum TopicKind {
     Entity { min_compaction_lag: Duration },
     /// Changes of a table without any key: compaction refuses null keys, so all are kept.
     EntityWithoutKey,
+    /// Events of the outbox: kept for ever, by the time of their own.
+    Event,
     /// Our progress records. Always one partition.
     Progress,
     /// What could not be handled.
@@ -58,6 +62,11 @@ impl TopicKind {
                 ("retention.bytes", "-1"),
                 ("message.timestamp.type", "LogAppendTime"),
             ]),
+            Self::Event => own(&[
+                ("cleanup.policy", "delete"),
+                ("retention.ms", "-1"),
+                ("retention.bytes", "-1"),
+            ]),
             Self::Progress => vec![
                 ("cleanup.policy", "compact".to_owned()),
                 ("segment.ms", PROGRESS_SEGMENT.as_millis().to_string()),
@@ -65,6 +74,9 @@ impl TopicKind {
             Self::DeadLetter => vec![
                 ("cleanup.policy", "delete".to_owned()),
                 ("retention.ms", DEAD_LETTER_RETENTION.as_millis().to_string()),
+                // What is too large elsewhere is to have a place here: all that a producer of
+                // ours can send.
+                ("max.message.bytes", "10485760".to_owned()),
             ],
         }
     }
@@ -183,6 +195,58 @@ pub async fn ensure_topics(
         });
     }
     Ok(actions)
+}
+
+/// What a topic takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicFacts {
+    pub partitions: usize,
+    /// Of a batch as it is stored, and so of a record.
+    pub max_message_bytes: usize,
+}
+
+/// Kafka's default for `max.message.bytes`.
+const MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// How often a topic that was just created is asked for again.
+const FACTS_POLL: Duration = Duration::from_millis(50);
+
+/// Asks what a topic takes. One that was just created may be unknown to a broker for a moment,
+/// which is waited for.
+///
+/// # Errors
+/// If the brokers can't be asked, or don't know the topic in time.
+pub async fn facts(config: &KafkaConfig, topic: &str) -> Result<TopicFacts, TopicError> {
+    let failed = |source| {
+        let brokers = config.brokers.clone();
+        TopicError::Kafka { doing: "read the settings of a topic", brokers, source }
+    };
+    let admin: AdminClient<DefaultClientContext> =
+        settings::client_config(config, &[]).create().map_err(failed)?;
+    let admin = Arc::new(admin);
+    let give_up = Instant::now() + settings::REQUEST_TIMEOUT;
+    loop {
+        let counts = partition_counts(&admin).await.map_err(failed)?;
+        let specifier = ResourceSpecifier::Topic(topic);
+        let described =
+            admin.describe_configs([&specifier], &options()).await.map_err(failed)?.pop();
+        let found = counts.into_iter().find(|it| it.0 == topic && 0 < it.1);
+        match (found, described) {
+            (Some((_, partitions)), Some(Ok(described))) => {
+                let limit = described.get("max.message.bytes").and_then(|it| it.value.as_ref());
+                let limit = limit.and_then(|it| it.parse().ok()).unwrap_or(MAX_MESSAGE_BYTES);
+                return Ok(TopicFacts { partitions, max_message_bytes: limit });
+            }
+            (_, Some(Err(code))) if give_up < Instant::now() => {
+                return Err(failed(KafkaError::AdminOp(code)));
+            }
+            _ if give_up < Instant::now() => {
+                let code = RDKafkaErrorCode::UnknownTopicOrPartition;
+                return Err(failed(KafkaError::AdminOp(code)));
+            }
+            _ => tokio::time::sleep(FACTS_POLL).await,
+        }
+    }
 }
 
 fn options() -> AdminOptions {

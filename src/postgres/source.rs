@@ -26,6 +26,7 @@ use crate::kafka::delivery::now_us;
 use crate::kafka::envelope::EnvelopeError;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
+use crate::outbox::{CONTEXT_PREFIX, EVENT_PREFIX};
 use crate::postgres::assemble::{AssembleError, Assembler};
 use crate::postgres::connection::{ConnectionError, ReplicationStream};
 use crate::postgres::decode::DecodeError;
@@ -322,7 +323,12 @@ fn op(change: &Change) -> &'static str {
 
 /// Whose message it is, as far as a metric needs to know: a closed set, which prefixes are not.
 fn message_kind(prefix: &str) -> &'static str {
-    if prefix.starts_with("onelog.") { "own" } else { "foreign" }
+    match prefix {
+        CONTEXT_PREFIX => "context",
+        EVENT_PREFIX => "outbox",
+        _ if prefix.starts_with("onelog.") => "own",
+        _ => "foreign",
+    }
 }
 
 fn gauge(value: u64) -> i64 {

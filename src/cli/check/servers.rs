@@ -88,7 +88,7 @@ async fn publication_and_slot(
     let name = &postgres.publication_name;
     match publication::verify(client, name).await {
         Err(error) => findings.wrong(&with_causes(&error))?,
-        Ok(()) => match publication::ensure(client, name, &postgres.tables, true).await {
+        Ok(()) => match publication::ensure(client, name, &config.published_tables(), true).await {
             Ok(missing) if missing.is_empty() => {
                 findings
                     .fine(&format!("publication {name} has every table of [postgres] tables"))?;

@@ -69,6 +69,29 @@ pub(super) fn table_pattern(text: &str) -> Result<String, String> {
         .map_err(|error| format!("\"{text}\" is no pattern: {}", error.kind()))
 }
 
+/// `namespace.table`, each as it is in the catalog.
+pub(super) fn table_name(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split('.').collect();
+    if parts.len() == 2 && parts.iter().all(|it| !it.is_empty()) && !text.contains(['*', '?']) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("write \"{text}\" as schema.table, such as public.outbox, without globs"))
+}
+
+/// `column` or `column:header`.
+pub(super) fn header_column(text: &str) -> Result<(String, String), String> {
+    let (column, header) = text.split_once(':').unwrap_or((text, text));
+    if column.is_empty() || header.is_empty() {
+        return Err(format!("write \"{text}\" as \"column\" or \"column:header\""));
+    }
+    if header == "id" || header == "type" || header.starts_with("source-") {
+        return Err(format!(
+            "\"{header}\" is a header of onelog's own: write \"{column}:another name\""
+        ));
+    }
+    Ok((column.to_owned(), header.to_owned()))
+}
+
 pub(super) fn brokers(text: &str) -> Result<String, String> {
     let valid = |broker: &str| {
         broker.rsplit_once(':').is_some_and(|(host, port)| {

@@ -18,7 +18,7 @@ url = "http://localhost:9200"
 const EXAMPLE: &str = include_str!("../../../config.example.toml");
 
 /// Every key of the config, section by section.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 7] = [
     ("postgres", &["url", "slot_name", "publication_name", "tables"]),
     (
         "kafka",
@@ -33,6 +33,25 @@ const KEYS: [(&str, &[&str]); 6] = [
             "min_compaction_lag",
             "group_id",
             "properties",
+        ],
+    ),
+    (
+        "outbox",
+        &[
+            "tables",
+            "topic",
+            "id_column",
+            "aggregatetype_column",
+            "aggregateid_column",
+            "type_column",
+            "payload_column",
+            "headers_column",
+            "timestamp_column",
+            "partition_column",
+            "header_columns",
+            "tombstones",
+            "allow_null_key",
+            "cleanup_after",
         ],
     ),
     (
