@@ -2,12 +2,13 @@
 //! `/v1/status` (all that a person asks first, as JSON) and `/v1/copies`, where `onelog copy` asks.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -44,17 +45,40 @@ pub async fn run_http(
     health: Health,
     shutdown: CancellationToken,
 ) -> Result<(), HttpError> {
+    let listening = listener.local_addr().map_err(HttpError::Serve)?.ip();
     let router = Router::new()
         .route("/metrics", get(render_metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
         .route("/v1/status", get(status))
-        .route("/v1/copies", post(copies))
-        .with_state((metrics, health));
+        .route("/v1/copies", post(copies).layer(from_fn_with_state(listening, only_neighbours)))
+        .with_state((metrics, health))
+        .into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
         .map_err(HttpError::Serve)
+}
+
+/// The port is often open to the network, for Prometheus, and knows no password. What makes the
+/// daemon do something is for processes of its own machine (or container) only.
+async fn only_neighbours(
+    State(listening): State<IpAddr>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if is_neighbour(peer.ip(), listening) {
+        return next.run(request).await;
+    }
+    let error = "only from the machine (or container) that the daemon runs on";
+    (StatusCode::FORBIDDEN, Json(json!({ "error": error }))).into_response()
+}
+
+/// Who speaks to an address of the machine's own network from there has that very address.
+fn is_neighbour(peer: IpAddr, listening: IpAddr) -> bool {
+    let (peer, listening) = (peer.to_canonical(), listening.to_canonical());
+    peer.is_loopback() || peer == listening
 }
 
 /// Longest that a wish waits for capture, which may be between two sessions.
@@ -182,4 +206,26 @@ async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Valu
         "collections": collections,
         "copies": copies,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_peer_of_the_same_machine_is_a_neighbour() {
+        for (peer, listening, expected) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "0.0.0.0", true),
+            ("::1", "::", true),
+            ("::ffff:127.0.0.1", "::", true),
+            ("10.0.0.5", "10.0.0.5", true),
+            ("10.0.0.6", "10.0.0.5", false),
+            ("10.0.0.6", "0.0.0.0", false),
+            ("::ffff:10.0.0.6", "::", false),
+        ] {
+            let found = is_neighbour(peer.parse().unwrap(), listening.parse().unwrap());
+            assert_eq!(found, expected, "{peer} at {listening}");
+        }
+    }
 }
