@@ -13,8 +13,10 @@
 
 pub mod builds;
 pub mod claims;
+pub mod commits;
 pub mod epoch;
 pub mod fanout;
+pub mod filled;
 pub mod fingerprint;
 pub mod intake;
 pub mod load;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use onelog::config::{Delivery, KafkaConfig};
 use onelog::kafka::consumer::{Log, Partition};
+use onelog::kafka::positions::Notes;
 use onelog::kafka::producer::wanted_topic;
 use onelog::kafka::topics::ensure_topics;
 use rdkafka::ClientConfig;
@@ -52,7 +53,10 @@ async fn a_position_that_another_member_has_settled_is_not_set_back() {
     assert_eq!(found_by_first, [(place.clone(), 0)]);
     assert_eq!(found_by_second, found_by_first);
 
-    first.commit_lost(&config, found_by_first).await.expect("the group has no member yet");
+    first
+        .commit_lost(&config, found_by_first, Notes::new())
+        .await
+        .expect("the group has no member yet");
     first.subscribe(std::slice::from_ref(&topic)).expect("subscribed");
     let producer: FutureProducer =
         ClientConfig::new().set("bootstrap.servers", &config.brokers).create().expect("a producer");
@@ -61,10 +65,10 @@ async fn a_position_that_another_member_has_settled_is_not_set_back() {
     let message = tokio::time::timeout(PATIENCE, first.consumer().recv()).await;
     let offset = message.expect("in time").expect("a record").offset();
     assert_eq!(offset, 0);
-    first.commit(&[(place.clone(), 1)], CommitMode::Sync).expect("committed");
+    first.commit(&[(place.clone(), 1)], &Notes::new(), CommitMode::Sync).expect("committed");
 
     // Its join needs the first one to go on polling.
-    let settling = second.commit_lost(&config, found_by_second);
+    let settling = second.commit_lost(&config, found_by_second, Notes::new());
     tokio::select! {
         settled = settling => settled.expect("settled"),
         message = first.consumer().recv() => panic!("no record came: {message:?}"),

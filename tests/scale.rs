@@ -187,3 +187,64 @@ async fn a_topic_that_is_not_there_yet_holds_up_nobody() {
     assert!(early.daemon.stop().await.success());
     assert!(first.stop().await.success());
 }
+
+/// Mapping files that are rolled out one translator after another. While one has the new file and
+/// the other has not, the new index misses what the other reads from the log; whoever takes over
+/// from it must not trust the index's mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_translator_with_older_files_read_is_swept_by_its_successor() {
+    const MANY: &str = "
+        CREATE TABLE apple (id bigint PRIMARY KEY, name text NOT NULL);
+        INSERT INTO apple SELECT n, 'old' FROM generate_series(1, 200) n";
+    let wishes = Wishes { instead: Some(MANY), kafka: "partitions = 4", ..Wishes::default() };
+    let world = World::new("scale_rollout", wishes).await;
+    let file = world.mappings.join("apple.toml");
+    std::fs::write(&file, page_of("apple")).expect("a mapping");
+    world.onelog(&["prepare"]);
+    let first = world.start();
+    world.built().await;
+    follows(&world, "apple", "new").await;
+
+    // The second one has a new definition of the page.
+    let newer = page_of("apple").replace("id, name", "id, name, upper(name) AS loud");
+    let folder = world.folder.path().join("second");
+    std::fs::create_dir_all(folder.join("connectors")).expect("a folder");
+    std::fs::write(folder.join("connectors/apple.toml"), &newer).expect("a mapping");
+    let second = Translator::start_in(&world, "second", &folder);
+    eventually("the new definition serves", PATIENCE, || async {
+        (world.document("apple_page", "1").await?["loud"] == "NEW").then_some(())
+    })
+    .await;
+    // Both have partitions: what one of them handles counts once.
+    let (client, _connection) = world.client().await;
+    let mut round = 0;
+    loop {
+        round += 1;
+        assert!(round < 100, "the work is never shared");
+        let sql = format!("UPDATE apple SET name = 'round {round}'");
+        client.batch_execute(&sql).await.expect("updated");
+        world.quiet().await;
+        let stale = world.documents("apple_page").await;
+        let expected = format!("round {round}");
+        let stale = stale.values().filter(|it| it["name"] != expected.as_str()).count();
+        if (1..200).contains(&stale) {
+            break;
+        }
+    }
+    assert!(first.stop().await.success());
+    // By the old mark it would be trusted now.
+    std::fs::write(&file, &newer).expect("a mapping");
+    eventually("what the older one read has been swept", PATIENCE, || async {
+        let found = world.documents("apple_page").await;
+        let expected = format!("round {round}");
+        found.values().all(|it| it["name"] == expected.as_str()).then_some(())
+    })
+    .await;
+    let first = world.start();
+    follows(&world, "apple", "newest").await;
+    world.quiet().await;
+    world.check_documents().await;
+    assert_eq!(second.metric("onelog_stage_restarts_total").await, Some(0.0));
+    assert!(second.daemon.stop().await.success());
+    assert!(first.stop().await.success());
+}

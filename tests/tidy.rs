@@ -60,6 +60,7 @@ const PURE: &[&str] = &[
     "elasticsearch/conflict.rs",
     "elasticsearch/index/note.rs",
     "elasticsearch/index/survey.rs",
+    "translate/filled.rs",
     "translate/tickets.rs",
     "translate/lookups.rs",
     "translate/route.rs",

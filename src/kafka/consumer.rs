@@ -19,7 +19,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientConfig, Statistics};
 
 use crate::config::KafkaConfig;
-use crate::kafka::positions::{self, Positions};
+use crate::kafka::positions::{self, Notes, Positions, Settled};
 use crate::kafka::settings;
 
 /// The log could not be read. All of these are outages: waited out and tried again.
@@ -217,11 +217,16 @@ impl Log {
     }
 
     /// Commits positions (the next offset to read of each partition).
-    pub fn commit(&self, positions: &[(Partition, i64)], mode: CommitMode) -> Result<(), LogError> {
+    pub fn commit(
+        &self,
+        positions: &[(Partition, i64)],
+        notes: &Notes,
+        mode: CommitMode,
+    ) -> Result<(), LogError> {
         if positions.is_empty() {
             return Ok(());
         }
-        let list = positions::list(positions)?;
+        let list = positions::list(positions, notes)?;
         self.consumer().commit(&list, mode).map_err(while_doing("committing offsets"))
     }
 
@@ -238,16 +243,17 @@ impl Log {
         &self,
         config: &KafkaConfig,
         found: Vec<(Partition, i64)>,
+        notes: Notes,
     ) -> Result<(), LogError> {
         if found.is_empty() {
             return Ok(());
         }
-        let list = positions::list(&found)?;
+        let list = positions::list(&found, &notes)?;
         let (consumer, member) = (Arc::clone(self.shared()), member_config(config));
         let age_max = config.min_compaction_lag;
         blocking(move || match consumer.commit(&list, CommitMode::Sync) {
             Err(error) if positions::is_for_members(&error) => {
-                positions::join(member, &found, age_max)
+                positions::join(member, (&found, &notes), age_max)
             }
             committed => committed.map_err(while_doing("committing first offsets")),
         })
@@ -276,13 +282,37 @@ impl Log {
         let consumer = Arc::clone(self.shared());
         blocking(move || {
             let committed = consumer
-                .committed_offsets(positions::list(&ends)?, positions::ANSWER_MAX)
+                .committed_offsets(positions::list(&ends, &Notes::new())?, positions::ANSWER_MAX)
                 .map_err(while_doing("reading committed offsets"))?;
             let reached = |(partition, end): &(Partition, i64)| {
                 let at = positions::offset_of(&committed, &partition.topic, partition.number);
                 at.is_some_and(|it| it >= *end)
             };
             Ok(ends.iter().all(reached))
+        })
+        .await
+    }
+
+    /// The group's positions in these partitions, with their notes. One that has none is an error:
+    /// it is committed before its topic is subscribed to.
+    pub async fn settled_positions(
+        &self,
+        partitions: Vec<Partition>,
+    ) -> Result<Vec<Settled>, LogError> {
+        let consumer = Arc::clone(self.shared());
+        blocking(move || {
+            let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+            for it in &partitions {
+                wanted.add_partition(&it.topic, it.number);
+            }
+            let doing = "reading committed offsets";
+            let committed = consumer.committed_offsets(wanted, positions::ANSWER_MAX);
+            let committed = committed.map_err(while_doing(doing))?;
+            let settled: Vec<Settled> = positions::settled(&committed).collect();
+            match settled.len() == partitions.len() {
+                true => Ok(settled),
+                false => Err(LogError { doing, source: KafkaError::NoMessageReceived }),
+            }
         })
         .await
     }

@@ -2,7 +2,7 @@
 //!
 //! Everything here blocks for answers of the brokers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,9 +28,23 @@ const JOIN_MAX: Duration = Duration::from_secs(20);
 /// One turn of waiting for it.
 const JOIN_TURN: Duration = Duration::from_millis(50);
 
+/// What is committed beside the offsets, by topic.
+pub type Notes = BTreeMap<String, String>;
+
+/// A position of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    pub partition: Partition,
+    pub offset: i64,
+    /// What was committed beside it; empty: nothing.
+    pub note: String,
+}
+
 /// What is to be done before topics are read.
 #[derive(Debug, Default)]
 pub struct Positions {
+    /// Where reading may go on.
+    pub settled: Vec<Settled>,
     /// Where reading may start instead: the partitions' ends.
     pub lost: Vec<(Partition, i64)>,
     /// Topics that are not there, or not yet.
@@ -80,7 +94,9 @@ impl Positions {
                 let in_range = low <= at && at <= high;
                 in_range && (at == high || trusted_from <= at)
             });
-            if !fine {
+            if fine {
+                self.settled.extend(settled(&committed).find(|it| it.partition.number == number));
+            } else {
                 self.lost.push((Partition { topic: topic.clone(), number }, high));
             }
         }
@@ -101,13 +117,29 @@ pub(super) fn partition_numbers<C: ConsumerContext>(
 }
 
 /// Positions as librdkafka takes them.
-pub(super) fn list(positions: &[(Partition, i64)]) -> Result<TopicPartitionList, LogError> {
+pub(super) fn list(
+    positions: &[(Partition, i64)],
+    notes: &Notes,
+) -> Result<TopicPartitionList, LogError> {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     for (partition, offset) in positions {
-        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))
-            .map_err(while_doing("naming a position"))?;
+        let mut place = list.add_partition(&partition.topic, partition.number);
+        place.set_offset(Offset::Offset(*offset)).map_err(while_doing("naming a position"))?;
+        if let Some(note) = notes.get(&partition.topic).filter(|it| !it.is_empty()) {
+            place.set_metadata(note);
+        }
     }
     Ok(list)
+}
+
+/// The positions that a list of committed offsets has.
+pub(super) fn settled(list: &TopicPartitionList) -> impl Iterator<Item = Settled> {
+    let places = list.elements().into_iter();
+    places.filter_map(|it| {
+        let Offset::Offset(offset) = it.offset() else { return None };
+        let partition = Partition { topic: it.topic().to_owned(), number: it.partition() };
+        Some(Settled { partition, offset, note: it.metadata().to_owned() })
+    })
 }
 
 /// Whether the group did not take the positions because it has members, and we are none, or not
@@ -142,7 +174,7 @@ impl ConsumerContext for Joining {
 /// members hardly notice: a cooperative rebalance takes nothing from them but what is new to all.
 pub(super) fn join(
     mut config: ClientConfig,
-    found: &[(Partition, i64)],
+    (found, notes): (&[(Partition, i64)], &Notes),
     age_max: Duration,
 ) -> Result<(), LogError> {
     // Two members of one name would fence each other; and a static member never leaves.
@@ -172,7 +204,7 @@ pub(super) fn join(
         if still.is_empty() {
             return Ok(());
         }
-        match consumer.commit(&list(&still)?, CommitMode::Sync) {
+        match consumer.commit(&list(&still, notes)?, CommitMode::Sync) {
             Err(error) if is_for_members(&error) && !late => {}
             committed => return committed.map_err(while_doing("committing first offsets")),
         }

@@ -6,6 +6,7 @@
 //! taken away *before* reading starts at a new position, and given only after the sweep.
 
 mod aliases;
+mod gaps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::document::pending::BuildId;
 use crate::elasticsearch::index::survey::Wishes;
 use crate::health::{CollectionHealth, CollectionState};
+use crate::kafka::consumer::Partition;
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
 use crate::translate::load::{Known, Loaded, Prepared, Request, published};
@@ -98,6 +100,8 @@ pub struct Change {
     /// The topics to follow may be others than before, also if nothing was added.
     pub follow: bool,
     pub again: bool,
+    /// Positions after which every index that their notes lack was told that a sweep is owed.
+    pub seen_to: Vec<(Partition, i64)>,
 }
 
 /// A sweep ended well.
@@ -179,7 +183,7 @@ impl Builds {
         loaded: Result<Loaded, TranslateError>,
     ) -> Result<Change, TranslateError> {
         self.loading = false;
-        let again = std::mem::take(&mut self.load_again);
+        let mut again = std::mem::take(&mut self.load_again);
         let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error) if self.loaded_once && !matches!(error, TranslateError::Moved) => {
@@ -211,20 +215,17 @@ impl Builds {
         };
         let live: BTreeMap<String, bool> =
             self.served.values().map(|it| (it.build.plan.name.clone(), live(it))).collect();
-        for served in self.served.values_mut() {
-            if loaded.owed.contains(served.build.index.as_ref()) {
-                served.built = false;
-                served.owe(None);
-            }
-        }
+        self.miss_all(&loaded.owed);
         self.named = valid.iter().map(|it| (*it).to_owned()).collect();
         self.named.extend(loaded.frozen.iter().cloned());
         self.wishes = loaded.wishes;
         self.follow_aliases(&loaded.prepared);
+        again |= self.lacks(&loaded.prepared);
         let added = loaded.prepared.into_iter().filter(|it| it.known != Known::Same);
         let added = added.collect::<Vec<_>>();
         let added = added.into_iter().map(|it| self.add(it)).collect();
-        Ok(Change { added, removed, live, follow: first || found, again })
+        let seen_to = loaded.seen_to;
+        Ok(Change { added, removed, live, follow: first || found, again, seen_to })
     }
 
     /// Builds that nobody wants any more. A serving one stays until its successor serves.

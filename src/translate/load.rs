@@ -11,12 +11,13 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::causes::with_causes;
+use crate::config::KafkaConfig;
 use crate::elasticsearch::client::ElasticError;
 use crate::elasticsearch::index::AliasState;
 use crate::elasticsearch::index::definition::alias_name;
 use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
 use crate::elasticsearch::index::survey::{Survey, Wishes};
-use crate::kafka::consumer::Log;
+use crate::kafka::consumer::{Log, Partition};
 use crate::kafka::positions::Positions;
 use crate::kafka::producer::wanted_topic;
 use crate::kafka::topics::{self, TopicAction};
@@ -27,6 +28,7 @@ use crate::mapping::resolve::{ResolveError, resolve};
 use crate::mistake::{Mistake, Mistakes};
 use crate::postgres::client;
 use crate::postgres::publication;
+use crate::translate::filled::{self, Filled};
 use crate::translate::place::place;
 use crate::translate::{Build, Context, Reaction, Tools, TranslateError};
 
@@ -50,6 +52,8 @@ pub struct Loaded {
     pub(super) owed: BTreeSet<String>,
     /// Published tables whose topic is not there yet: capture makes it when it starts.
     pub(super) missing: BTreeSet<TableName>,
+    /// Positions as found: every index that lacks changes before them has been told so.
+    pub(super) seen_to: Vec<(Partition, i64)>,
     /// What commands had asked for when the load began.
     pub(super) wishes: Wishes,
 }
@@ -105,9 +109,10 @@ pub async fn load(
         }
     }
     unmark_the_others(tools, &survey, (&prepared, &frozen), &request).await?;
-    let (owed, missing) = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
+    let settlement = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
+    let Settlement { owed, missing, seen_to } = settlement;
     let wishes = survey.wishes();
-    Ok(Loaded { prepared, frozen, known, owed, missing, wishes })
+    Ok(Loaded { prepared, frozen, known, owed, missing, seen_to, wishes })
 }
 
 /// Takes the mark away from every index that nobody fills from now on: its mapping is broken or
@@ -220,8 +225,8 @@ async fn prepare(
         None if request.sweep_all || !request.first => (Known::New, true),
         None => (Known::New, note.as_ref().is_some_and(|it| is_left_behind(it, &plan))),
     };
-    let relied_on = note.as_ref().is_some_and(IndexMeta::is_relied_on);
-    if owed && (relied_on || known == Known::Replaces) {
+    // Also if there is no mark: another translator's sweep may be about to set it.
+    if owed {
         tools.elastic.mark_built(&index, false).await?;
         note = None;
     }
@@ -262,15 +267,26 @@ fn say_changes(plan: &CollectionPlan, changes: &[String]) {
     }
 }
 
-/// Sees to it that reading can start: where a position is lost, first the marks of all indices
-/// concerned are taken away, so that not even a crash makes anyone forget the sweep, then the
-/// topics' ends are committed.
+/// What became of the positions.
+struct Settlement {
+    /// Indices of builds that miss changes.
+    owed: BTreeSet<String>,
+    missing: BTreeSet<TableName>,
+    /// Where reading goes on, every index that lacks changes before having been told so.
+    seen_to: Vec<(Partition, i64)>,
+}
+
+/// Sees to it that reading can start: where a position is lost, or was committed by a translator
+/// that does not fill an index of ours, first the marks of all indices concerned are taken away, so
+/// that not even a crash makes anyone forget the sweep; then lost positions are committed as the
+/// topics' ends. The indices are told also if they have no mark: another translator's sweep may be
+/// about to set it.
 async fn settle_positions(
     context: &Context,
     tools: &Tools,
     log: &Log,
     (prepared, request): (&mut [Prepared], &Request),
-) -> Result<(BTreeSet<String>, BTreeSet<TableName>), TranslateError> {
+) -> Result<Settlement, TranslateError> {
     let config = &context.config.kafka;
     let mut topics: BTreeMap<String, TableName> = BTreeMap::new();
     for table in prepared.iter().flat_map(|it| published(&it.plan)) {
@@ -279,29 +295,35 @@ async fn settle_positions(
         }
     }
     let names = topics.keys().cloned().collect();
-    let Positions { mut lost, mut missing } =
-        log.lost_positions(names, config.min_compaction_lag).await?;
-    if !missing.is_empty() {
-        make_topics(context, &missing).await?;
-        let made = log.lost_positions(missing, config.min_compaction_lag).await?;
-        lost.extend(made.lost);
-        missing = made.missing;
+    let mut found = log.lost_positions(names, config.min_compaction_lag).await?;
+    if !found.missing.is_empty() {
+        make_topics(context, &found.missing).await?;
+        let made = log.lost_positions(found.missing, config.min_compaction_lag).await?;
+        found.lost.extend(made.lost);
+        found.settled.extend(made.settled);
+        found.missing = made.missing;
     }
-    let missing = missing.iter().filter_map(|it| topics.get(it).cloned()).collect();
-    let tables: BTreeSet<&TableName> =
-        lost.iter().filter_map(|(partition, _)| topics.get(&partition.topic)).collect();
+    let Positions { lost, settled, missing } = found;
+    let has_gap = |index: &str, plan: &CollectionPlan| {
+        let read = topics_of(config, plan);
+        lost.iter().any(|(it, _)| read.contains(&it.topic))
+            || settled
+                .iter()
+                .any(|it| read.contains(&it.partition.topic) && !filled::has(&it.note, index))
+    };
     let mut owed = BTreeSet::new();
+    let mut filled = Filled::default();
     for it in prepared.iter_mut() {
-        let relied_on = it.built || it.swept.is_some();
-        if relied_on && published(&it.plan).iter().any(|table| tables.contains(table)) {
+        filled.add(&it.index, topics_of(config, &it.plan));
+        if has_gap(&it.index, &it.plan) {
             tools.elastic.mark_built(&it.index, false).await?;
             (it.built, it.swept) = (false, None);
             owed.insert(it.index.clone());
         }
     }
     for (index, build) in &request.active {
-        let read = published(&build.plan);
-        if read.iter().any(|table| tables.contains(table)) && !owed.contains(index) {
+        filled.add(index, topics_of(config, &build.plan));
+        if has_gap(index, &build.plan) && !owed.contains(index) {
             tools.elastic.mark_built(index, false).await?;
             owed.insert(index.clone());
         }
@@ -314,8 +336,17 @@ async fn settle_positions(
             "reading from its end"
         );
     }
-    log.commit_lost(config, lost).await?;
-    Ok((owed, missing))
+    let seen_to = settled.into_iter().map(|it| (it.partition, it.offset));
+    let seen_to = seen_to.chain(lost.iter().cloned()).collect();
+    log.commit_lost(config, lost, filled.notes()).await?;
+    let missing = missing.iter().filter_map(|it| topics.get(it).cloned()).collect();
+    Ok(Settlement { owed, missing, seen_to })
+}
+
+/// The topics that the plan's changes come on.
+pub(super) fn topics_of(config: &KafkaConfig, plan: &CollectionPlan) -> BTreeSet<String> {
+    let tables = published(plan);
+    tables.iter().map(|it| config.entity_topic(&it.namespace, &it.name)).collect()
 }
 
 /// Makes the topics of tables of which nothing was published yet: one that was renamed, or has

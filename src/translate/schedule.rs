@@ -74,6 +74,7 @@ impl Stage {
                 self.load_catalog();
             }
             Done::Tended(look) => self.on_tended(look),
+            Done::NotesRead(read) => self.on_notes_read(read),
         }
         Ok(())
     }
@@ -306,7 +307,8 @@ impl Stage {
         &mut self,
         loaded: Result<load::Loaded, TranslateError>,
     ) -> Result<(), TranslateError> {
-        let change = self.builds.end_load(loaded)?;
+        let mut change = self.builds.end_load(loaded)?;
+        self.commits.see_to(std::mem::take(&mut change.seen_to));
         let gauge = &self.tools.metrics.collection_live;
         for (name, live) in &change.live {
             gauge.with_label_values(&[name]).set(i64::from(*live));
@@ -364,7 +366,7 @@ impl Stage {
 }
 
 /// Tells an index that a sweep is owed to it, however long that takes.
-async fn owe_durably(tools: &Tools, index: &str) {
+pub(super) async fn owe_durably(tools: &Tools, index: &str) {
     let mut pause = tokio::time::interval(OUTAGE_MAX);
     loop {
         pause.tick().await;

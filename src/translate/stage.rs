@@ -1,7 +1,7 @@
 //! STAGE of the translate role: one task that owns what is pending, which offsets are done and
 //! which builds there are; everything that takes time runs as a task of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,13 @@ use tokio::task::JoinSet;
 use crate::document::DocumentKey;
 use crate::document::pending::{BuildId, Pending};
 use crate::elasticsearch::client::{ElasticError, Elasticsearch};
-use crate::kafka::consumer::{Log, LogError, Partition, Rebalanced};
+use crate::kafka::consumer::{Log, LogError, Partition};
 use crate::kafka::offsets::{self, Offsets};
 use crate::kafka::side::SideProducer;
 use crate::mapping::watch;
 use crate::translate::builds::Builds;
 use crate::translate::claims::Claims;
+use crate::translate::commits::{self, Commits};
 use crate::translate::fanout::Paces;
 use crate::translate::load::Loaded;
 use crate::translate::lookups::Lookups;
@@ -38,7 +39,7 @@ const INTAKE_MAX: usize = 500;
 const OFFSETS_MAX: usize = 1_000_000;
 /// How long an assignment may take to follow a revocation: twice the session timeout, which the
 /// broker waits for members that died.
-const REJOIN_MAX: Duration = Duration::from_secs(12);
+pub const REJOIN_MAX: Duration = Duration::from_secs(12);
 /// How often an outage of the log is said while it lasts.
 const LOG_ERROR_SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often offsets are committed while work goes on. What is not committed is done again after
@@ -77,6 +78,7 @@ pub enum Done {
     /// What is left of the build's index says now that a sweep is owed to it.
     Missing(BuildId),
     Tended(Result<tend::Look, ElasticError>),
+    NotesRead(Result<commits::Read, LogError>),
 }
 
 pub struct Stage {
@@ -109,7 +111,7 @@ pub struct Stage {
     pub rejoining: Option<Instant>,
     /// How far the database was when it was last asked.
     pub noted: epoch::Moment,
-    pub committed: BTreeMap<Partition, i64>,
+    pub commits: Commits,
     pub paused: bool,
     /// The topics that the log is read from.
     pub followed: Vec<String>,
@@ -201,7 +203,7 @@ pub async fn run_session(
         log_away: false,
         rejoining: None,
         noted: now,
-        committed: BTreeMap::new(),
+        commits: Commits::default(),
         paused: false,
         followed: Vec::new(),
         seen: fingerprint::Seen::default(),
@@ -365,62 +367,12 @@ impl Stage {
         }
     }
 
-    fn on_rebalanced(&mut self, event: Rebalanced) {
-        match event {
-            Rebalanced::Assigned(partitions) => {
-                tracing::info!(count = partitions.len(), "partitions assigned");
-                self.rejoining = None;
-                // Whoever joined may have set a position back that it took for lost: an offset
-                // that stands still would never be committed again.
-                self.committed.clear();
-            }
-            Rebalanced::Revoked(partitions) => {
-                tracing::info!(count = partitions.len(), "partitions revoked");
-                // Whatever the cause: librdkafka lets an assignment follow each revocation, be it
-                // empty. An outage may revoke before the log says an error.
-                self.rejoining = Some(Instant::now());
-                for partition in partitions {
-                    self.offsets.revoke(&partition);
-                    self.committed.remove(&partition);
-                }
-            }
-        }
-    }
-
-    /// Commits every offset that has moved, and updates the metrics that follow from them.
+    /// Commits what may be, and updates the metrics that follow from it.
     fn commit(&mut self, mode: CommitMode) -> Result<(), TranslateError> {
-        if self.log.take_uncommitted() {
-            // Whichever it was: an offset that stands still would never be committed otherwise.
-            self.committed.clear();
-        }
-        let moved: Vec<(Partition, i64)> = self
-            .offsets
-            .all_committable()
-            .filter(|(partition, offset)| self.committed.get(*partition) != Some(offset))
-            .map(|(partition, offset)| (partition.clone(), offset))
-            .collect();
         self.follow_log();
         self.check_rejoined()?;
         self.update_metrics();
-        if let Err(error) = self.log.commit(&moved, mode) {
-            // Tried again at the next tick; a crash meanwhile only repeats work.
-            tracing::warn!(error = %crate::causes::with_causes(&error), "offsets not committed");
-            return Ok(());
-        }
-        self.committed.extend(moved);
-        Ok(())
-    }
-
-    /// After an outage librdkafka joins the group again by itself, but was seen not to: its group
-    /// stood still after the revocation, and then it does not connect to a broker either, so that
-    /// "a broker is up" is no condition to wait for. A new session is a new member; while the
-    /// outage lasts, it does not get beyond its first question to the log.
-    fn check_rejoined(&self) -> Result<(), TranslateError> {
-        let late = self.rejoining.is_some_and(|it| it.elapsed() > REJOIN_MAX);
-        if late && !self.followed.is_empty() {
-            let source = rdkafka::error::KafkaError::Canceled;
-            return Err(LogError { doing: "joining the group again", source }.into());
-        }
+        self.commit_positions(mode);
         Ok(())
     }
 
