@@ -150,9 +150,14 @@ pub(super) async fn run_copies(ground: Ground, shutdown: CancellationToken) {
             // 2. A copy ended: there is room for another one.
             Some(ended) = copies.running.join_next() => copies.ended(ended).await,
             // 3. What people ask for, before what we find to do by ourselves.
-            Some(asked) = wishes.recv() => copies.answer(asked).await,
+            Some(asked) = wishes.recv() => {
+                shutdown.run_until_cancelled(copies.answer(asked)).await;
+            }
             // 4. Tables that were never copied.
-            _ = look.tick(), if initial => copies.look_for_tables().await,
+            _ = look.tick(), if initial => {
+                // A server that is away must not hold up the drain.
+                shutdown.run_until_cancelled(copies.look_for_tables()).await;
+            }
             // 5. For those who watch.
             _ = sum.tick() => copies.sum_up(),
         }
