@@ -75,7 +75,8 @@ impl EnvelopeError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::UnknownType { .. } | Self::StaleShape { .. } => true,
-            Self::Value { .. } | Self::KeyNotSent { .. } => false,
+            Self::Value { source, .. } => source.is_transient(),
+            Self::KeyNotSent { .. } => false,
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::lsn::Lsn;
 
 /// Bytes from Postgres that are not what the manual says.
 ///
-/// Every variant means the same to the caller, that the session must halt: Postgres would send the
-/// same bytes again. They differ in what a person has to look at.
+/// Nearly every variant means the same to the caller, that the session must halt: Postgres would
+/// send the same bytes again. They differ in what a person has to look at.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The message ends within a field.
@@ -37,12 +37,19 @@ pub enum DecodeError {
     /// A value's text that its type cannot have printed under the settings we pin.
     #[error("the text of a value is not that of a {kind}; is a session setting overridden?")]
     MalformedValue { kind: &'static str },
+    /// The catalog that we see is not yet as far as the stream: ALTER TYPE waits for a standby.
+    #[error(
+        "a value of a composite type has {found} attributes, but its type {known} and never more; \
+         if ALTER TYPE waits for a synchronous standby, so do we"
+    )]
+    OtherAttributes { found: usize, known: usize },
 }
 
 impl DecodeError {
-    /// Whether the same bytes may be decoded later. They may not.
+    /// Whether the same bytes may be decoded later.
     pub fn is_transient(&self) -> bool {
         match self {
+            Self::OtherAttributes { .. } => true,
             Self::Truncated { .. }
             | Self::TrailingBytes { .. }
             | Self::UnknownType { .. }

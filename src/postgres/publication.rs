@@ -1,9 +1,10 @@
 //! The publication: which tables it must have, what it lacks, and what makes it unusable.
 //!
-//! An explicit list of tables, never FOR ALL TABLES: under that, a later table without a key makes
-//! the *application's* UPDATE fail (correctness.md B13). For the same reason a table whose old rows
-//! Postgres can't name is refused before it is added. Filters and column lists are refused, since
-//! what they leave out looks like rows that don't exist.
+//! We make an explicit list of tables, never FOR ALL TABLES: under that, a later table without a key
+//! makes the *application's* UPDATE fail (correctness.md B13). For the same reason a table whose old
+//! rows Postgres can't name is refused before it is added. One that somebody has made FOR ALL TABLES
+//! or FOR TABLES IN SCHEMA is taken as it is: what it gains later is captured with its first change.
+//! Filters and column lists are refused, since what they leave out looks like rows that don't exist.
 //!
 //! `publish_via_partition_root` must be off (A11): changes name the leaf, and
 //! [`TableInfo`] knows its root.
@@ -16,7 +17,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_protocol::escape::escape_identifier;
 
 use tables::{Candidate, candidates};
-pub use tables::{TableInfo, published_tables};
+pub use tables::{DROPPED_TYPE, TableInfo, published_tables, tables};
 
 use crate::postgres::query_error::QueryError;
 
@@ -29,8 +30,8 @@ pub enum PublicationError {
     #[error("publication \"{publication}\" does not exist; run `onelog prepare`")]
     Missing { publication: String },
     #[error(
-        "publication \"{publication}\" {problem}; onelog needs a plain list of tables: drop it, \
-         or choose another [postgres] publication_name, and run `onelog prepare`"
+        "publication \"{publication}\" {problem}; onelog needs whole tables under their own names: drop \
+         it, or choose another [postgres] publication_name, and run `onelog prepare`"
     )]
     Unusable { publication: String, problem: String },
     #[error("[postgres] tables: \"{pattern}\" is not a table name or glob: {problem}")]
@@ -76,9 +77,8 @@ impl PublicationError {
 /// What a publication is, as far as it decides whether we can use it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublicationState {
+    /// FOR ALL TABLES: no table can be added to it, as none is missing.
     pub all_tables: bool,
-    /// FOR TABLES IN SCHEMA (Postgres 15 and later).
-    pub namespaces: bool,
     pub insert: bool,
     pub update: bool,
     pub delete: bool,
@@ -91,12 +91,6 @@ pub struct PublicationState {
 impl PublicationState {
     /// What stands against using it.
     pub fn problem(&self) -> Option<String> {
-        if self.all_tables {
-            return Some("is FOR ALL TABLES".to_owned());
-        }
-        if self.namespaces {
-            return Some("is FOR TABLES IN SCHEMA".to_owned());
-        }
         if let Some(table) = self.filtered.first() {
             return Some(format!("has a row filter or column list on {table}"));
         }
@@ -122,10 +116,8 @@ pub async fn inspect(
                    FROM pg_catalog.pg_publication_rel r \
                    CROSS JOIN LATERAL pg_catalog.to_jsonb(r) AS j \
                    WHERE r.prpubid = p.oid \
-                     AND (j->>'prqual' IS NOT NULL OR j->>'prattrs' IS NOT NULL)), \
-                 'has_namespaces', \
-                   pg_catalog.to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL \
-               )::text, p.oid FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
+                     AND (j->>'prqual' IS NOT NULL OR j->>'prattrs' IS NOT NULL)) \
+               )::text FROM pg_catalog.pg_publication p WHERE p.pubname = $1";
     let read = QueryError::while_doing("read the publication");
     let Some(row) = client.query_opt(sql, &[&name]).await.map_err(&read)? else {
         return Ok(None);
@@ -135,16 +127,8 @@ pub async fn inspect(
     let flag = |name: &str| found["publication"][name].as_bool().unwrap_or(false);
     let filtered: Option<Vec<String>> =
         serde_json::from_value(found["filtered"].clone()).map_err(malformed)?;
-    let mut namespaces = false;
-    if found["has_namespaces"] == serde_json::Value::Bool(true) {
-        let oid: u32 = row.get(1);
-        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_namespace \
-                   WHERE pnpubid = $1)";
-        namespaces = client.query_one(sql, &[&oid]).await.map_err(&read)?.get(0);
-    }
     Ok(Some(PublicationState {
         all_tables: flag("puballtables"),
-        namespaces,
         insert: flag("pubinsert"),
         update: flag("pubupdate"),
         delete: flag("pubdelete"),
@@ -190,7 +174,9 @@ pub async fn ensure(
             quoted: table.quoted_name(),
         });
     }
-    let statements = statements(name, state.is_some(), &wanted);
+    let whole_database = state.as_ref().is_some_and(|it| it.all_tables);
+    let wanted = if whole_database { &[][..] } else { &wanted };
+    let statements = statements(name, state.is_some(), wanted);
     if !dry_run {
         for statement in &statements {
             run(client, statement).await?;
@@ -283,8 +269,6 @@ mod tests {
     fn what_hides_changes_is_a_problem() {
         assert_eq!(whole().problem(), None);
         let cases = [
-            (PublicationState { all_tables: true, ..whole() }, "is FOR ALL TABLES"),
-            (PublicationState { namespaces: true, ..whole() }, "is FOR TABLES IN SCHEMA"),
             (PublicationState { via_root: true, ..whole() }, "has publish_via_partition_root on"),
             (
                 PublicationState { truncate: false, ..whole() },

@@ -10,6 +10,7 @@
 
 mod shapes;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use crate::postgres::publication::PublicationError;
 use crate::postgres::query_error::QueryError;
 use crate::postgres::text::TypeError;
 use crate::postgres::walsender::{self, StandbyStatusUpdate, WalMessage};
+use crate::relation::RelationId;
 use crate::snapshot::widen_xid;
 
 /// Batches between source and producer. Each is at most about 256 KiB of stream, so this is what
@@ -173,6 +175,8 @@ struct Reader {
     confirmed: watch::Receiver<Lsn>,
     metrics: Metrics,
     assembler: Assembler,
+    /// Tables whose types were found unaltered since the batch arrived.
+    unaltered: HashSet<RelationId>,
     raw: Vec<Bytes>,
     received: Lsn,
     server_end: Lsn,
@@ -191,6 +195,7 @@ impl Reader {
             confirmed: source.confirmed,
             metrics: source.metrics,
             assembler: Assembler::new(),
+            unaltered: HashSet::new(),
             raw: Vec::new(),
             received,
             server_end: received,
@@ -203,6 +208,7 @@ impl Reader {
     async fn decode(&mut self) -> Result<Option<Batch>, SourceError> {
         self.last_word = Instant::now();
         self.asked = false;
+        self.unaltered.clear();
         let mut items = Vec::with_capacity(self.raw.len());
         let mut reply = false;
         let bytes: usize = self.raw.iter().map(Bytes::len).sum();
@@ -249,13 +255,17 @@ impl Reader {
         if let Some(id) = described
             && let Some(relation) = self.assembler.relation(id)
         {
-            items.push(Item::Shape(self.shapes.shape(Arc::clone(relation)).await?));
+            let shape = self.shapes.shape(Arc::clone(relation), self.open).await?;
+            items.push(Item::Shape(shape));
         }
         match step {
             None => {}
             Some(Step::Begin(begin)) => items.push(self.begin(begin)),
             Some(Step::Change(change)) => {
                 self.metrics.capture_changes_total.with_label_values(&[op(&change)]).inc();
+                if self.shapes.any_may_be_altered() {
+                    self.look_for_altered_types(&change, items).await?;
+                }
                 items.push(Item::Change(at, change));
             }
             Some(Step::Message(message)) => {
@@ -270,6 +280,26 @@ impl Reader {
                 items.push(Item::Commit(commit));
             }
             Some(Step::Keepalive { wal_end }) => items.push(Item::Keepalive { wal_end }),
+        }
+        Ok(())
+    }
+
+    /// Once a batch for each table: what was altered after the batch arrived is in no row of it.
+    async fn look_for_altered_types(
+        &mut self,
+        change: &Change,
+        items: &mut Vec<Item>,
+    ) -> Result<(), SourceError> {
+        let (Change::Insert { relation, .. }
+        | Change::Update { relation, .. }
+        | Change::Delete { relation, .. }) = change
+        else {
+            return Ok(());
+        };
+        if self.unaltered.insert(relation.id)
+            && let Some(shape) = self.shapes.altered(relation.id, self.open).await?
+        {
+            items.push(Item::Shape(shape));
         }
         Ok(())
     }

@@ -21,14 +21,19 @@ use crate::postgres::url::PostgresUrl;
 /// What the session is pinned to, whatever the database or the role is set to, for both kinds of
 /// connection: text of values must always look the same.
 pub(crate) const PINNED_OPTIONS: &str = "-c timezone=UTC -c datestyle=ISO \
-     -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex";
+     -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
+     -c quote_all_identifiers=off";
+
+/// Under it a regclass is written with its namespace. Others than the walsender keep the role's,
+/// for the names in mappings.
+const SEARCH_PATH: &str = "-c search_path=pg_catalog";
 
 /// A walsender is idle for long and never ends on its own account.
 const UNLIMITED_OPTIONS: &str = "-c statement_timeout=0 -c idle_session_timeout=0";
 
 /// Starts the session and logs in.
 pub(crate) async fn start(session: &mut Session, url: &PostgresUrl) -> Result<(), ConnectionError> {
-    let options = format!("{PINNED_OPTIONS} {UNLIMITED_OPTIONS}");
+    let options = format!("{PINNED_OPTIONS} {SEARCH_PATH} {UNLIMITED_OPTIONS}");
     let parameters = [
         ("user", url.user.as_str()),
         ("database", url.database.as_str()),

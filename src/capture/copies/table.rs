@@ -283,7 +283,7 @@ impl<'a> Try<'a> {
     ) -> Result<Step, CopyError> {
         if place.described.is_none() {
             let table = describe(client, &place.info).await?;
-            let shape = shapes.shape(Arc::clone(&table.relation)).await?;
+            let shape = shapes.shape(Arc::clone(&table.relation), None).await?;
             place.described = Some((table, shape));
         }
         let Some((table, shape)) = &place.described else { return Ok(Step::Again) };

@@ -33,6 +33,9 @@ impl Candidate {
     }
 }
 
+/// `pg_attribute.atttypid` of a column that is no more.
+pub const DROPPED_TYPE: u32 = 0;
+
 /// A table whose changes the stream brings: an ordinary table or a leaf partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableInfo {
@@ -48,7 +51,8 @@ pub struct TableInfo {
     pub identity_columns: Vec<String>,
     /// The root's primary key, in the key's order; empty: it has none.
     pub primary_key: Vec<String>,
-    /// In the table's order, with their type OIDs.
+    /// In the table's order, with their type OIDs; those that were dropped have
+    /// [`DROPPED_TYPE`]. Without generated columns, which are not in the stream.
     pub columns: Vec<(String, u32)>,
 }
 
@@ -88,7 +92,11 @@ const CANDIDATES_SQL: &str = "\
 SELECT pg_catalog.jsonb_build_object('namespace', n.nspname, 'name', c.relname, 'published',
   EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
     JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-    WHERE p.pubname = $1 AND r.prrelid = c.oid),
+    WHERE p.pubname = $1 AND r.prrelid = c.oid)
+  OR EXISTS (SELECT FROM pg_catalog.pg_publication p
+    CROSS JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t
+    WHERE p.pubname = $1
+      AND coalesce(pg_catalog.pg_partition_root(t.relid)::pg_catalog.oid, t.relid) = c.oid),
   'has_identity', NOT EXISTS (
     SELECT FROM (
       SELECT c.oid AS leaf WHERE c.relkind = 'r'
@@ -106,14 +114,16 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p
   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
 ORDER BY n.nspname, c.relname";
 
-/// All tables whose changes the stream brings, leaves instead of partitioned tables.
+/// All tables whose changes the stream brings, leaves instead of partitioned tables, and those
+/// whose OIDs are given as the text of an `oid[]`.
 const PUBLISHED_SQL: &str = "\
 WITH published AS (
-  SELECT DISTINCT coalesce(t.relid, r.prrelid)::pg_catalog.oid AS oid
+  SELECT t.relid AS oid
   FROM pg_catalog.pg_publication p
-  JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid
-  LEFT JOIN LATERAL pg_catalog.pg_partition_tree(r.prrelid) t ON true
+  CROSS JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t
   WHERE p.pubname = $1
+  UNION
+  SELECT unnest($2::text::pg_catalog.oid[])
 )
 SELECT pg_catalog.jsonb_build_object(
   'oid', c.oid::pg_catalog.int8, 'namespace', n.nspname, 'name', c.relname,
@@ -137,7 +147,7 @@ SELECT pg_catalog.jsonb_build_object(
     SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
       a.attname, a.atttypid::pg_catalog.int8) ORDER BY a.attnum), '[]')
     FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = '')
 )::text
 FROM published
 JOIN pg_catalog.pg_class c ON c.oid = published.oid AND c.relkind = 'r'
@@ -167,8 +177,22 @@ pub async fn published_tables(
     client: &tokio_postgres::Client,
     publication: &str,
 ) -> Result<Vec<TableInfo>, PublicationError> {
+    tables(client, publication, &[]).await
+}
+
+/// The same, and of `others`, published or not; of those that are gone it has nothing.
+///
+/// # Errors
+/// If the query fails.
+pub async fn tables(
+    client: &tokio_postgres::Client,
+    publication: &str,
+    others: &[RelationId],
+) -> Result<Vec<TableInfo>, PublicationError> {
+    let others: Vec<String> = others.iter().map(RelationId::to_string).collect();
+    let others = format!("{{{}}}", others.join(","));
     let rows = client
-        .query(PUBLISHED_SQL, &[&publication])
+        .query(PUBLISHED_SQL, &[&publication, &others])
         .await
         .map_err(QueryError::while_doing("read the published tables"))?;
     rows.iter()

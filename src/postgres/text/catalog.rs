@@ -6,10 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Kind;
+use super::{Composite, Kind};
 
 /// Types with a lower OID are assigned by hand in Postgres' sources and never change.
 const FIRST_GENERATED_OID: u32 = 10_000;
+
+/// The type of an attribute that is no more.
+const DROPPED: u32 = 0;
 
 /// How deep domains, arrays and composites may contain each other: far more than anyone writes,
 /// and a cycle, which Postgres does not allow, ends here.
@@ -63,7 +66,7 @@ SELECT t.oid::text,
     SELECT pg_catalog.json_agg(
       pg_catalog.json_build_array(a.attname::text, a.atttypid::pg_catalog.int8) ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a
-    WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0
   )::text, '[]')
 FROM (SELECT DISTINCT oid FROM wanted) wanted
 JOIN pg_catalog.pg_type t ON t.oid = wanted.oid
@@ -86,7 +89,7 @@ pub struct TypeRow {
     pub delimiter: u8,
     /// A domain's base type, else 0.
     pub base: u32,
-    /// A composite's attributes in order, with their types.
+    /// A composite's attributes in order, with their types: 0 for those that were dropped.
     pub attributes: Vec<(String, u32)>,
 }
 
@@ -186,12 +189,18 @@ impl TypeKinds {
         let part = |oid| self.resolve(oid, rows, levels_left);
         Ok(match row.typtype {
             b'd' => part(row.base)?,
-            b'c' => Kind::Composite(
-                row.attributes
-                    .iter()
+            b'c' => {
+                let live = row.attributes.iter().filter(|it| it.1 != DROPPED);
+                let attributes = live
                     .map(|(name, oid)| Ok((name.clone(), part(*oid)?)))
-                    .collect::<Result<_, TypeError>>()?,
-            ),
+                    .collect::<Result<Vec<_>, TypeError>>()?;
+                let dropped = row.attributes.iter().map(|it| it.1 == DROPPED).collect();
+                let before = match self.known.get(&oid) {
+                    Some(Kind::Composite(before)) => Some(&**before),
+                    _ => None,
+                };
+                Kind::Composite(Arc::new(Composite::read(attributes, dropped, before)))
+            }
             _ if row.element != 0 => {
                 Kind::Array { element: Arc::new(part(row.element)?), delimiter: row.delimiter }
             }
@@ -250,7 +259,7 @@ mod tests {
         let mut kinds = TypeKinds::new();
         kinds.add_rows(&rows).unwrap();
         let attributes = [("a".to_owned(), Kind::Text), ("b".to_owned(), Kind::Number)];
-        let composite = Kind::Composite(attributes.into());
+        let composite = Kind::Composite(Arc::new(Composite::new(attributes.to_vec())));
         let array = Kind::Array { element: Arc::new(composite), delimiter: b',' };
         assert_eq!(kinds.get(20_000), Some(array));
         assert_eq!(kinds.get(20_004), None);

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::{Kind, write_json, write_string};
+use super::{Composite, Kind, write_json, write_string};
 use crate::postgres::decode::DecodeError;
 
 /// Postgres' MAXDIM: more braces than this are not an array, and would cost us stack.
@@ -89,6 +89,25 @@ pub(super) fn write_vector(
 
 /// `(1,,"a ""b""")`: nothing between commas is NULL.
 pub(super) fn write_composite(
+    composite: &Composite,
+    text: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
+    let found = count_attributes(text, composite.len());
+    let mut refused = DecodeError::OtherAttributes { found, known: composite.len() };
+    let start = out.len();
+    for (nth, attributes) in composite.of_length(found).enumerate() {
+        match write_attributes(attributes, text, out) {
+            Ok(()) => return Ok(()),
+            Err(error) if nth == 0 => refused = error,
+            Err(_) => {}
+        }
+        out.truncate(start);
+    }
+    Err(refused)
+}
+
+fn write_attributes(
     attributes: &[(String, Kind)],
     text: &[u8],
     out: &mut Vec<u8>,
@@ -114,6 +133,25 @@ pub(super) fn write_composite(
     cursor.expect(b')', COMPOSITE)?;
     out.push(b'}');
     cursor.finish(COMPOSITE)
+}
+
+/// How many attributes the text of a composite has. Nothing between the parentheses is one that is
+/// NULL, unless the type has none.
+fn count_attributes(text: &[u8], known: usize) -> usize {
+    if text == b"()" {
+        return known.min(1);
+    }
+    let (mut quoted, mut escaped, mut commas) = (false, false, 0);
+    for &byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => commas += 1,
+            _ => {}
+        }
+    }
+    commas + 1
 }
 
 /// `"a"=>"1", "b"=>NULL`
