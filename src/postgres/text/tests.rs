@@ -142,6 +142,15 @@ fn hstore() {
     );
 }
 
+/// A composite type as it is after ALTER TYPE.
+fn altered(before: Vec<(String, Kind)>, now: Vec<(String, Kind)>, dropped: bool) -> Kind {
+    let mut places = vec![false; now.len()];
+    if dropped {
+        places.insert(0, true);
+    }
+    Kind::Composite(Arc::new(Composite::read(now, places, Some(&Composite::new(before)))))
+}
+
 fn any_kind() -> impl Strategy<Value = Kind> {
     let scalar = prop_oneof![
         Just(Kind::Bool),
@@ -155,7 +164,9 @@ fn any_kind() -> impl Strategy<Value = Kind> {
     scalar.prop_recursive(3, 8, 3, |kind| {
         prop_oneof![
             kind.clone().prop_map(array),
-            vec(("[a-z\"]{1,3}", kind), 0..3).prop_map(composite),
+            vec(("[a-z\"]{1,3}", kind.clone()), 0..3).prop_map(composite),
+            (vec(("[a-z]", kind.clone()), 1..3), vec(("[a-z]", kind), 0..3), any::<bool>())
+                .prop_map(|(before, now, dropped)| altered(before, now, dropped)),
         ]
     })
 }
