@@ -257,8 +257,10 @@ async fn fill(client: &Client, columns: &[Type], rng: &mut StdRng) -> Vec<String
         for _ in 0..ROWS_PER_TABLE {
             let texts: Vec<Option<String>> =
                 columns.iter().map(|it| rng.random_bool(0.9).then(|| it.value(rng))).collect();
-            let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-                texts.iter().map(|it| it as _).collect();
+            let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = texts
+                .iter()
+                .map(|it| -> &(dyn tokio_postgres::types::ToSql + Sync) { it })
+                .collect();
             let row = client.query_one(&insert, &parameters).await;
             let row =
                 row.unwrap_or_else(|it| panic!("{:?}: {columns:?} {texts:?}", it.as_db_error()));
