@@ -7,8 +7,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use elasticsearch::http::Method;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -179,15 +177,27 @@ async fn a_commit_that_nobody_sees_yet_is_waited_for() {
         let setting = if end.contains("cancelled") {
             let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
                           WHERE wait_event = 'SyncRep' AND datname = current_database()";
-            client.batch_execute(cancel).await.expect("the wait is cancelled");
+            // Its commit is in the log a moment before it waits.
+            eventually("the wait is cancelled", PATIENCE, || async {
+                let cancelled = client.query(cancel, &[]).await.expect("the wait is cancelled");
+                (!cancelled.is_empty()).then_some(())
+            })
+            .await;
             Some(setting)
         } else {
             drop(setting);
             None
         };
-        writing.join_next().await.expect("it runs").expect("the UPDATE returns");
-        eventually("the document is right", Duration::from_secs(1), || async {
+        let returned = tokio::time::timeout(PATIENCE, writing.join_next()).await;
+        returned.expect("in time").expect("it runs").expect("the UPDATE returns");
+        eventually("the document is right", PATIENCE, || async {
             name_of(&world, &company).await.filter(|it| it == end)
+        })
+        .await;
+        // Or the next round would take this one's key for its own.
+        eventually("no key is parked", PATIENCE, || async {
+            let parked = world.metric("onelog_translate_parked_keys").await?;
+            (parked == 0.0).then_some(())
         })
         .await;
         drop(setting);

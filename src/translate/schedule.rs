@@ -61,10 +61,12 @@ impl Stage {
             Done::Buried(place) => {
                 self.offsets.done(place);
             }
-            Done::Noted(Some(now)) if now.is_before(&self.noted) => {
+            // Not compared with what another question has brought meanwhile: the answers of two that
+            // run at once come in any order.
+            Done::Noted { before, now: Some(now) } if now.is_before(&before) => {
                 self.on_trouble(Some(Trouble::Moved));
             }
-            Done::Noted(now) => self.noted = now.unwrap_or(self.noted),
+            Done::Noted { now, .. } => self.noted = now.unwrap_or(self.noted),
             Done::GivenUp => {}
             Done::Fingerprint(taken) => self.on_fingerprint(taken),
             Done::Suspended(build) => self.suspended(build),
@@ -278,7 +280,9 @@ impl Stage {
         let group = self.context.config.kafka.group_id.clone();
         let before = self.noted;
         self.tasks.spawn(async move {
-            let Ok(now) = epoch::moment(&tools.readers).await else { return Done::Noted(None) };
+            let Ok(now) = epoch::moment(&tools.readers).await else {
+                return Done::Noted { before, now: None };
+            };
             let same = now.system_id == tools.identity.system_id
                 && now.timeline == tools.identity.timeline;
             if same && !now.is_before(&before) {
@@ -288,7 +292,7 @@ impl Stage {
                     tracing::warn!(error = %crate::causes::with_causes(&error), "not noted");
                 }
             }
-            Done::Noted(Some(now))
+            Done::Noted { before, now: Some(now) }
         });
     }
 

@@ -73,8 +73,11 @@ pub enum Done {
     Suspended(BuildId),
     Buried(offsets::Ticket),
     Fingerprint(fingerprint::Taken),
-    /// How far the database is, if it could be asked.
-    Noted(Option<epoch::Moment>),
+    /// How far the database is, if it could be asked, and how far it was known to be before.
+    Noted {
+        before: epoch::Moment,
+        now: Option<epoch::Moment>,
+    },
     /// What is left of the build's index says now that a sweep is owed to it.
     Missing(BuildId),
     Tended(Result<tend::Look, ElasticError>),
@@ -223,6 +226,13 @@ pub async fn run_session(
     ended
 }
 
+/// What was not asked for while a load took its time is not asked for many times at once after it.
+fn delayed_interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
 impl Stage {
     async fn run(
         &mut self,
@@ -235,7 +245,7 @@ impl Stage {
         watching.spawn(watch::watch(self.context.config.translate.mappings.clone(), changed));
         let (log, shutdown) = (Arc::clone(&self.log), self.context.shutdown.clone());
         let [mut commit_timer, mut note_timer, mut tend_timer] =
-            [COMMIT_EVERY, NOTE_EVERY, tend::TEND_EVERY].map(tokio::time::interval);
+            [COMMIT_EVERY, NOTE_EVERY, tend::TEND_EVERY].map(delayed_interval);
         loop {
             // Here, as no message comes any more once the log is paused.
             self.note_rebalances()?;

@@ -185,13 +185,19 @@ impl World {
         }
     }
 
-    /// Copies the daemon's log to where it outlives the test.
-    fn keep_log(&self) -> String {
-        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", self.name));
-        match std::fs::copy(self.folder.path().join("onelog.log"), &kept) {
-            Ok(_) => kept.display().to_string(),
-            Err(error) => format!("none: {error}"),
-        }
+    /// Copies the daemons' logs to where they outlive the test.
+    fn keep_logs(&self) -> String {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let found = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
+        let logs = found.filter(|it| it.path().extension().is_some_and(|it| it == "log"));
+        let copied = logs.map(|it| {
+            let to = kept.join(format!("{}.{}", self.name, it.file_name().display()));
+            match std::fs::copy(it.path(), &to) {
+                Ok(_) => to.display().to_string(),
+                Err(error) => format!("none: {error}"),
+            }
+        });
+        copied.collect::<Vec<_>>().join(" ")
     }
 
     /// One document by its id, as a realtime GET sees it.
@@ -261,7 +267,7 @@ impl Drop for World {
         if std::thread::panicking() {
             #[expect(clippy::print_stderr, reason = "beside the panic, for whoever looks for it")]
             {
-                eprintln!("the daemon's log: {}", self.keep_log());
+                eprintln!("the daemons' logs: {}", self.keep_logs());
             }
         }
         let postgres = server("ONELOG_TEST_POSTGRES");
