@@ -317,10 +317,8 @@ async fn wait_out_predecessor(
 
 /// The topics of the tables that are published now. Rows of an outbox go where each says.
 fn expected_topics(config: &Config, shapes: &Shapes) -> Vec<WantedTopic> {
-    let is_outbox = |topic: &String| {
-        config.outbox.tables.iter().any(|it| config.kafka.table_topic(it) == *topic)
-    };
-    let topics = shapes.topics().into_iter().filter(|it| !is_outbox(it));
+    let topics = shapes.topics().into_iter();
+    let topics = topics.filter(|it| !config.outbox.has_topic(&config.kafka, it));
     topics.map(|it| wanted_topic(&config.kafka, &it, true)).collect()
 }
 

@@ -116,6 +116,11 @@ impl Config {
 }
 
 impl OutboxConfig {
+    /// Whether the topic is named after an outbox table, or its root: nothing is published there.
+    pub fn has_topic(&self, kafka: &KafkaConfig, topic: &str) -> bool {
+        self.tables.iter().any(|it| kafka.table_topic(it) == topic)
+    }
+
     /// Whether there is anything to delete, ever.
     pub fn is_cleaned_up(&self) -> bool {
         !self.tables.is_empty() && !self.cleanup_after.is_zero()

@@ -161,6 +161,16 @@ impl Waiting {
     }
 }
 
+/// Until the copy waits for what is older than itself; one that does not wait is found out later.
+async fn waits_or_is_over(world: &World) {
+    eventually("the copy says what it waits for, or did not wait", PATIENCE, || async {
+        let status = status(world).await?;
+        let tells = status["waits_for"].as_str().is_some_and(|it| it.contains("began before"));
+        (tells || status["state"] == "done").then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_waited_before_the_copy_is_not_overtaken() {
     let _turn = alone().await;
@@ -173,12 +183,7 @@ async fn a_commit_that_waited_before_the_copy_is_not_overtaken() {
     published(&world, &client).await;
     // It is in the log, and nobody sees it.
     said(&copy(&world, &["public.t", "--no-wait"]), 0, "start is noted");
-    eventually("the copy says what it waits for, or did not wait", PATIENCE, || async {
-        let status = status(&world).await?;
-        let tells = status["waits_for"].as_str().is_some_and(|it| it.contains("began before"));
-        (tells || status["state"] == "done").then_some(())
-    })
-    .await;
+    waits_or_is_over(&world).await;
     be_seen.await;
     copied(&world).await;
     let log = right(&world, &client, &["id"]).await;
@@ -198,12 +203,7 @@ async fn a_change_that_no_stream_brings_is_in_the_copy() {
     client.query_one(advance, &[&world.name]).await.expect("the slot is moved");
     world.onelog(&["prepare", "--adopt-slot"]);
     let daemon = start(&world);
-    eventually("the copy says what it waits for, or did not wait", PATIENCE, || async {
-        let status = status(&world).await?;
-        let tells = status["waits_for"].as_str().is_some_and(|it| it.contains("began before"));
-        (tells || status["state"] == "done").then_some(())
-    })
-    .await;
+    waits_or_is_over(&world).await;
     be_seen.await;
     copied(&world).await;
     let log = right(&world, &client, &["id"]).await;

@@ -127,7 +127,7 @@ async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTop
     for table in publication::published_tables(client, name).await? {
         let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
         // Rows of an outbox go where each says.
-        let is_outbox = config.outbox.tables.iter().any(|it| kafka.table_topic(it) == topic);
+        let is_outbox = config.outbox.has_topic(kafka, &topic);
         if !is_outbox && wanted.iter().all(|it| it.name != topic) {
             wanted.push(wanted_topic(kafka, &topic, !table.key_columns().is_empty()));
         }

@@ -80,9 +80,7 @@ impl Outbox {
 
     /// Takes a table's shape; false: it is none of ours.
     pub fn describe(&mut self, shape: &TableShape) -> bool {
-        // By its topic, which is named after the root of a partitioned table.
-        let ours = |table: &String| *shape.topic == self.kafka.table_topic(table);
-        if !self.config.tables.iter().any(ours) {
+        if !self.config.has_topic(&self.kafka, &shape.topic) {
             return false;
         }
         let table = OutboxTable::new(&shape.relation, &self.config);

@@ -38,8 +38,10 @@ fn tag(index: &str) -> String {
 impl Filled {
     /// The changes of these topics are applied to the index.
     pub fn add(&mut self, index: &str, topics: impl IntoIterator<Item = String>) {
+        // Once, as this is asked several times a second.
+        let tag = tag(index);
         for topic in topics {
-            self.0.entry(topic).or_default().insert(tag(index));
+            self.0.entry(topic).or_default().insert(tag.clone());
         }
     }
 
