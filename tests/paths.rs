@@ -5,11 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::as_conversions, reason = "a test that fails may panic")]
 
+#[path = "paths/computed.rs"]
+mod computed;
+#[path = "paths/images.rs"]
+mod images;
 #[path = "paths/shapes.rs"]
 mod shapes;
 
 use std::path::PathBuf;
 
+use computed::COMPUTED;
 use onelog::mapping::impact::facts::STABLE_BY_SETTINGS;
 use onelog::mapping::plan::{CollectionPlan, EntryPlan, Path};
 use onelog::mapping::resolve::{ResolveError, resolve};
@@ -59,13 +64,20 @@ const SHOP: &str = "
     CREATE TABLE measure_2024 PARTITION OF measure FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
     CREATE TABLE parent (id int PRIMARY KEY, name text);
     CREATE TABLE child (extra int, PRIMARY KEY (id)) INHERITS (parent);
+    CREATE FUNCTION half(bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT $1 / 2';
+    CREATE TABLE note (at int PRIMARY KEY, body jsonb, kind text,
+        ref bigint GENERATED ALWAYS AS (half(at)) STORED);
+    CREATE TABLE made (id int, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id))
+        PARTITION BY RANGE (id);
+    CREATE TABLE made_1 PARTITION OF made FOR VALUES FROM (0) TO (10);
     ALTER TABLE website REPLICA IDENTITY FULL;
+    ALTER TABLE doc REPLICA IDENTITY FULL;
     CREATE VIEW shown AS SELECT c.id AS cid, w.url FROM company c JOIN website w
         ON w.company_id = c.id;
     CREATE VIEW shown_twice AS SELECT a.cid, array_agg(b.url ORDER BY b.url) AS urls FROM shown a
         JOIN shown b ON b.cid = a.cid GROUP BY a.cid;
     CREATE FUNCTION twice(bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT $1 * 2';
-    CREATE PUBLICATION onelog FOR TABLE company, website, kind, stock, tag, doc,
+    CREATE PUBLICATION onelog FOR TABLE company, website, kind, stock, tag, doc, note, made,
         measure, parent, child;";
 
 fn entry(sql: &str, key: &str) -> Entry {
@@ -106,7 +118,7 @@ fn shown(plan: &EntryPlan) -> Vec<String> {
 async fn each_shape_has_the_paths_that_it_can_have() {
     let db = fresh("onelog_paths_shapes", SHOP).await;
     let mut wrong = Vec::new();
-    for (sql, key, expected) in SHAPES {
+    for (sql, key, expected) in SHAPES.iter().chain(COMPUTED) {
         let plan = match plan(&db, vec![entry(sql, key)]).await {
             Ok(plan) => plan,
             Err(error) => {

@@ -11,6 +11,8 @@
 
 #[path = "paths_soundness/traps.rs"]
 mod traps;
+#[path = "paths_soundness/write.rs"]
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,11 +21,9 @@ use futures_util::future::join_all;
 use onelog::mapping::plan::{EntryPlan, Path};
 use onelog::mapping::resolve::{ResolveError, resolve};
 use onelog::mapping::{Collection, CollectionSettings, Entry, Nest, Place};
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls, Statement};
+use write::Writer;
 
 const TABLES: [&str; 3] = ["a", "b", "c"];
 const COLUMNS: [&str; 3] = ["id", "x", "y"];
@@ -44,226 +44,21 @@ async fn connect(url: &str, drivers: &mut JoinSet<()>) -> Client {
     client
 }
 
-/// Writes random SQL. Every source has the columns id, x and y.
-struct Writer {
-    rng: StdRng,
-    made: usize,
-}
-
-impl Writer {
-    fn chance(&mut self, of_ten: u32) -> bool {
-        self.rng.random_range(0..10) < of_ten
-    }
-
-    fn pick<'s>(&mut self, from: &[&'s str]) -> &'s str {
-        from.choose(&mut self.rng).unwrap()
-    }
-
-    fn alias(&mut self) -> String {
-        self.made += 1;
-        format!("o{}", self.made)
-    }
-
-    fn column(&mut self, aliases: &[String]) -> String {
-        let alias = aliases.choose(&mut self.rng).unwrap().clone();
-        format!("{alias}.{}", self.pick(&COLUMNS))
-    }
-
-    fn equality(&mut self, left: &[String], right: &[String]) -> String {
-        format!("{} = {}", self.column(left), self.column(right))
-    }
-
-    /// A FROM item and its alias.
-    fn source(&mut self, depth: usize) -> (String, Vec<String>) {
-        let alias = self.alias();
-        if depth > 1 || self.chance(7) {
-            return (format!("{} {alias}", self.pick(&TABLES)), vec![alias]);
+/// The text of a column in an image: r is an array and j an object of x and y.
+fn of_row(row: &Row, column: &str) -> Option<String> {
+    let json = |nth: usize| row[nth].map_or("null".to_owned(), |it| it.to_string());
+    match column {
+        // A repeat, a lone value, nothing.
+        "r" => Some(match (row[1], row[2]) {
+            (Some(1), None) => "[]".to_owned(),
+            _ => format!("[{},{}]", json(1), json(2)),
+        }),
+        "j" if row[1] == Some(2) => Some("null".to_owned()),
+        "j" => Some(format!(r#"{{"x": {}, "l": [{}]}}"#, json(1), json(2))),
+        name => {
+            let nth = COLUMNS.iter().position(|it| *it == name).expect(name);
+            row[nth].map(|it| it.to_string())
         }
-        (format!("({}) {alias}", self.derived(depth + 1)), vec![alias])
-    }
-
-    fn derived(&mut self, depth: usize) -> String {
-        let (from, aliases) = self.from(depth, 1, 2);
-        let mut c = || self.column(&aliases);
-        let (k, l, m) = (c(), c(), c());
-        let filter = self.filter(&aliases, depth, 3);
-        let kind =
-            self.pick(&["plain", "distinct", "group", "group2", "set", "on", "window", "sum"]);
-        match kind {
-            "distinct" => {
-                format!("SELECT DISTINCT {k} AS id, {l} AS x, {m} AS y FROM {from}{filter}")
-            }
-            "group" => format!(
-                "SELECT {k} AS id, count(*)::int AS x, max({l}) AS y FROM {from}{filter} GROUP BY {k}"
-            ),
-            "group2" if k != l => format!(
-                "SELECT {k} AS id, {l} AS x, sum({m})::int AS y FROM {from}{filter} GROUP BY {k}, {l}"
-            ),
-            "set" => {
-                let (other, others) = self.from(depth, 1, 2);
-                let mut c = || self.column(&others);
-                let (n, o, p) = (c(), c(), c());
-                let op = self.pick(&["UNION", "UNION ALL", "EXCEPT", "INTERSECT", "EXCEPT ALL"]);
-                format!(
-                    "SELECT {k} AS id, {l} AS x, {m} AS y FROM {from}{filter} {op} \
-                     SELECT {n}, {o}, {p} FROM {other}"
-                )
-            }
-            "on" => format!(
-                "SELECT DISTINCT ON ({k}) {k} AS id, {l} AS x, {m} AS y FROM {from}{filter} \
-                 ORDER BY {k}, {l}, {m}"
-            ),
-            "window" => format!(
-                "SELECT {k} AS id, {l} AS x, (sum({m}) OVER (PARTITION BY {k}))::int AS y \
-                 FROM {from}{filter}"
-            ),
-            "sum" => {
-                format!("SELECT max({k}) AS id, count(*)::int AS x, 1 AS y FROM {from}{filter}")
-            }
-            _ => format!("SELECT {k} AS id, {l} AS x, {m} AS y FROM {from}{filter}"),
-        }
-    }
-
-    /// A tree of joins over `least` to `most` sources.
-    fn from(&mut self, depth: usize, least: usize, most: usize) -> (String, Vec<String>) {
-        let count = self.rng.random_range(least..=most);
-        let mut nodes: Vec<_> = (0..count).map(|_| self.source(depth)).collect();
-        while nodes.len() > 1 {
-            let (left, lefts) = nodes.remove(self.rng.random_range(0..nodes.len()));
-            let (right, rights) = nodes.remove(self.rng.random_range(0..nodes.len()));
-            let kind = self.pick(&["", "", "LEFT", "LEFT", "RIGHT", "FULL", "CROSS"]);
-            let all = [lefts.clone(), rights.clone()].concat();
-            let mut on = vec![self.equality(&lefts, &rights)];
-            if self.chance(3) {
-                on.push(self.equality(&all, &all));
-            }
-            if self.chance(1) && kind != "FULL" {
-                on.push(self.exists(&all, depth + 1));
-            }
-            let on = match kind {
-                "CROSS" => String::new(),
-                _ => format!(" ON {}", on.join(" AND ")),
-            };
-            nodes.push((format!("({left} {kind} JOIN {right}{on})"), all));
-        }
-        nodes.pop().unwrap()
-    }
-
-    /// The FROM and WHERE of a subquery that is linked to the aliases around it.
-    fn linked(&mut self, around: &[String], depth: usize) -> (String, Vec<String>) {
-        let (from, own) = self.from(depth + 1, 1, 2);
-        let mut links = vec![self.equality(&own, around)];
-        if self.chance(5) {
-            links.push(self.equality(&own, around));
-        }
-        if self.chance(2) {
-            links.push(self.equality(around, around));
-        }
-        if depth < 2 && self.chance(3) {
-            links.push(self.exists(&[own.clone(), around.to_vec()].concat(), depth + 1));
-        }
-        (format!("FROM {from} WHERE {}", links.join(" AND ")), own)
-    }
-
-    fn exists(&mut self, around: &[String], depth: usize) -> String {
-        let (body, own) = self.linked(around, depth);
-        let column = self.column(&own);
-        let outer = self.column(around);
-        match self.pick(&["e", "ne", "ne", "in", "nin", "or"]) {
-            "e" => format!("EXISTS (SELECT 1 {body})"),
-            "ne" => format!("NOT EXISTS (SELECT 1 {body})"),
-            "in" => format!("{outer} IN (SELECT {column} {body})"),
-            "nin" => format!("{outer} NOT IN (SELECT {column} {body})"),
-            _ => format!("({outer} = 1 OR EXISTS (SELECT 1 {body}))"),
-        }
-    }
-
-    fn filter(&mut self, aliases: &[String], depth: usize, of_ten: u32) -> String {
-        let mut parts = Vec::new();
-        if self.chance(of_ten) {
-            parts.push(self.equality(aliases, aliases));
-        }
-        if self.chance(of_ten) {
-            parts.push(self.exists(aliases, depth + 1));
-        }
-        if self.chance(1) {
-            parts.push(format!("{} IS NULL", self.column(aliases)));
-        }
-        if parts.is_empty() { String::new() } else { format!(" WHERE {}", parts.join(" AND ")) }
-    }
-
-    /// A whole mapping's SQL, its key being k.
-    fn sql(&mut self) -> String {
-        let (mut from, mut aliases) = self.from(0, 1, 4);
-        if self.chance(2) {
-            let (body, own) = self.linked(&aliases, 1);
-            let (c, lateral) = (self.column(&own), self.alias());
-            let kind = self.pick(&["LEFT", "INNER"]);
-            let tail = self.pick(&["", "ORDER BY 1 LIMIT 1"]);
-            from = format!(
-                "{from} {kind} JOIN LATERAL (SELECT {c} AS id, {c} AS x, {c} AS y {body} {tail}) \
-                 {lateral} ON true"
-            );
-            aliases.push(lateral);
-        }
-        let key = self.column(&aliases);
-        let mut columns: Vec<String> = aliases.iter().map(|it| format!("{it}.y")).collect();
-        if self.chance(4) {
-            let (body, own) = self.linked(&aliases, 1);
-            columns.push(format!("(SELECT max({}) {body})", self.column(&own)));
-        }
-        let filter = self.filter(&aliases, 0, 3);
-        if self.chance(2) {
-            let c = self.column(&aliases);
-            return format!(
-                "SELECT {key} AS k, count(*) AS n, max({c}) AS m FROM {from}{filter} GROUP BY {key}"
-            );
-        }
-        if self.chance(2) {
-            let other = self.derived(1);
-            let (op, y) = (self.pick(&["UNION", "EXCEPT", "UNION ALL"]), self.column(&aliases));
-            return format!(
-                "WITH w AS ({other}) SELECT {key} AS k, {y} AS v FROM {from}{filter} {op} \
-                 SELECT w.id, v.x FROM w JOIN w v ON v.id = w.x"
-            );
-        }
-        let named: Vec<_> =
-            columns.iter().enumerate().map(|(nth, it)| format!("{it} AS v{nth}")).collect();
-        format!("SELECT {key} AS k, {} FROM {from}{filter}", named.join(", "))
-    }
-
-    fn value(&mut self) -> Option<i32> {
-        *[Some(0), Some(1), Some(1), Some(2), None].choose(&mut self.rng).unwrap()
-    }
-
-    fn history(&mut self) -> (Vec<State>, Vec<Event>) {
-        let mut state = State::new();
-        for table in TABLES {
-            let rows = state.entry(table).or_default();
-            for id in 0..3 {
-                if self.chance(4) {
-                    rows.insert(id, [Some(id), self.value(), self.value()]);
-                }
-            }
-        }
-        let (mut states, mut events) = (vec![state.clone()], Vec::new());
-        for commit in 1..=self.rng.random_range(1..5) {
-            for _ in 0..self.rng.random_range(1..3) {
-                let table = *TABLES.choose(&mut self.rng).unwrap();
-                let id = self.rng.random_range(0..3);
-                let rows = state.get_mut(table).unwrap();
-                let old = rows.remove(&id);
-                let new = (old.is_none() || self.chance(5))
-                    .then(|| [Some(id), self.value(), self.value()]);
-                if let Some(new) = new {
-                    state.get_mut(table).unwrap().insert(id, new);
-                }
-                let images = old.into_iter().chain(new).collect();
-                events.push(Event { commit, table, images });
-            }
-            states.push(state.clone());
-        }
-        (states, events)
     }
 }
 
@@ -274,7 +69,12 @@ fn load_sql(state: &State) -> String {
         sql.push_str(&format!("DELETE FROM {table};"));
         for row in rows.values() {
             let values: Vec<_> = row.iter().map(text).collect();
-            sql.push_str(&format!("INSERT INTO {table} VALUES ({});", values.join(",")));
+            let (list, json) = (of_row(row, "r").unwrap(), of_row(row, "j").unwrap());
+            let list = list.replace('[', "{").replace(']', "}");
+            sql.push_str(&format!(
+                "INSERT INTO {table} (id, x, y, r, j) VALUES ({}, '{list}', '{json}');",
+                values.join(",")
+            ));
         }
     }
     sql
@@ -282,19 +82,18 @@ fn load_sql(state: &State) -> String {
 
 /// The paths of one table's occurrences, lookups prepared.
 enum Ready {
-    InRow(usize),
-    Lookup(Vec<usize>, Statement),
+    InRow(String),
+    Lookup(Vec<String>, Statement),
 }
 
 async fn prepare(client: &Client, plan: &EntryPlan) -> Vec<(String, Ready)> {
-    let nth = |it: &String| COLUMNS.iter().position(|column| column == it).unwrap();
     let mut ready = Vec::new();
     for path in &plan.paths {
         let path_ready = match &path.path {
-            Path::InRow { column } => Ready::InRow(nth(column)),
+            Path::InRow { column } => Ready::InRow(column.clone()),
             Path::Lookup(lookup) => {
                 let statement = client.prepare(&lookup.sql).await.expect(&lookup.sql);
-                Ready::Lookup(lookup.columns.iter().map(nth).collect(), statement)
+                Ready::Lookup(lookup.columns.clone(), statement)
             }
         };
         ready.push((path.table.name.clone(), path_ready));
@@ -303,9 +102,10 @@ async fn prepare(client: &Client, plan: &EntryPlan) -> Vec<(String, Ready)> {
 }
 
 async fn keys(client: &Client, path: &Ready, image: &Row) -> Vec<String> {
-    let text = |nth: &usize| image[*nth].map(|it| it.to_string());
+    // As in an image: JSON's null looks like SQL's.
+    let text = |it: &String| of_row(image, it).filter(|it| it != "null");
     match path {
-        Ready::InRow(nth) => text(nth).into_iter().collect(),
+        Ready::InRow(column) => text(column).into_iter().collect(),
         Ready::Lookup(columns, statement) => {
             let values: Vec<Vec<Option<String>>> =
                 columns.iter().map(|it| vec![text(it)]).collect();
@@ -401,7 +201,11 @@ async fn setup(drivers: &mut JoinSet<()>) -> Client {
     let (server, _) = url.rsplit_once('/').unwrap();
     let client = connect(&format!("{server}/{name}"), drivers).await;
     for table in TABLES {
-        let sql = format!("CREATE TABLE {table} (id int PRIMARY KEY, x int, y int)");
+        let sql = format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, x int, y int, \
+             g int GENERATED ALWAYS AS (coalesce(x, 0) + 1) STORED, r int[], j jsonb); \
+             ALTER TABLE {table} REPLICA IDENTITY FULL"
+        );
         client.batch_execute(&sql).await.unwrap();
     }
     client.batch_execute("CREATE PUBLICATION onelog FOR TABLE a, b, c").await.unwrap();
@@ -461,13 +265,13 @@ async fn no_choice_of_snapshots_leaves_a_document_stale() {
     let client = setup(&mut drivers).await;
     let (mut failures, mut checked) = (Vec::new(), 0);
     for trap in traps::TRAPS {
-        let mut writer = Writer { rng: StdRng::seed_from_u64(first), made: 0 };
+        let mut writer = Writer::new(first);
         if let Outcome::Stale(shown) = check(&client, trap, &mut writer, histories * 8).await {
             failures.push(format!("a known trap, {shown}"));
         }
     }
     for seed in first..first + queries as u64 {
-        let mut writer = Writer { rng: StdRng::seed_from_u64(seed), made: 0 };
+        let mut writer = Writer::new(seed);
         let sql = writer.sql();
         match check(&client, &sql, &mut writer, histories).await {
             Outcome::NotChecked => {}

@@ -450,6 +450,8 @@ async fn orphans_and_paths_are_found() {
     assert_eq!(column(&read, 0), ["3"]);
     let lookup = Lookup {
         columns: vec!["name".to_owned(), "v".to_owned()],
+        json: Default::default(),
+        strict: false,
         sql: "SELECT DISTINCT i.id::text AS key FROM unnest($1::text[]::text[], \
               $2::text[]::integer[]) c(name, v) JOIN public.item i ON i.name = c.name OR i.v = c.v"
             .to_owned(),

@@ -65,6 +65,9 @@ const SHAPES: &[&str] = &[
     "IN",
     "NOT IN",
     "OR of EXISTS",
+    "OR of equalities",
+    "COALESCE in an equality",
+    "expression in an equality",
     "scalar subquery",
     "scalar subquery with LIMIT",
     "EXISTS as a value",
@@ -83,6 +86,9 @@ fn table(nth: usize) -> (TableName, TableFacts) {
         same_text: true,
         equal_image: true,
         generated: false,
+        expression: None,
+        nested: None,
+        collation: None,
     };
     let facts = TableFacts {
         name: name.clone(),

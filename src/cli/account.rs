@@ -243,6 +243,10 @@ fn swept_because(reason: &str) -> SweptBecause {
         ("which is not built in", "write the function's expression into the sql in its place"),
         ("is a materialized view", "read the tables that it is made of"),
         ("is a foreign table", "copy what is needed into a table of this database"),
+        (
+            "set REPLICA IDENTITY FULL",
+            "run ALTER TABLE … REPLICA IDENTITY FULL; on that column's table",
+        ),
         ("WITH RECURSIVE", "keep the path to the root in a column, and join by it"),
     ];
     let cure = cures.iter().find(|(words, _)| reason.contains(words));

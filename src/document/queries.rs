@@ -317,6 +317,8 @@ mod tests {
     fn a_lookup_turns_images_into_columns() {
         let lookup = Lookup {
             columns: vec!["a".to_owned(), "b".to_owned()],
+            json: Default::default(),
+            strict: false,
             sql: "SELECT x AS key FROM t".to_owned(),
             hops: Vec::new(),
             steps: Vec::new(),

@@ -221,6 +221,17 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// The column's value as the JSON that it is in the image: a string keeps its quotes. JSON's
+    /// null is `Null`, like SQL's.
+    pub fn json(&self, column: &str) -> Value<'a> {
+        match self.value(column) {
+            Value::Text(_) => {
+                self.0.get(column).map_or(Value::Missing, |raw| Value::Text(Cow::Borrowed(raw)))
+            }
+            other => other,
+        }
+    }
+
     /// The column's value as text for a `text[]` parameter: strings unescaped, numbers and
     /// booleans as they are, objects and arrays as JSON. None: NULL, or the image has no value.
     pub fn text(&self, column: &str) -> Option<Cow<'a, str>> {
@@ -314,6 +325,18 @@ mod tests {
             r#"{{"before":{before},"after":{after},"source":{{"version":"1","schema":"public",
             "table":"or\u0064ers","lsn":5}},"op":"{op}","ts_ms":1,"transaction":null}}"#
         )
+    }
+
+    #[test]
+    fn a_value_is_text_or_the_json_that_it_is() {
+        let after = r#"{"a":"x\"y","b":{"c":1.0},"d":null,"e":"__debezium_unavailable_value"}"#;
+        let text = envelope("c", "null", after);
+        let after = parse(Some(text.as_bytes()), HEADERS).unwrap().unwrap().after.unwrap();
+        let of = |text: &'static str| Value::Text(text.into());
+        assert_eq!((after.value("a"), after.json("a")), (of("x\"y"), of(r#""x\"y""#)));
+        assert_eq!((after.value("b"), after.json("b")), (of(r#"{"c":1.0}"#), of(r#"{"c":1.0}"#)));
+        let nothing = [after.json("d"), after.json("e"), after.json("f")];
+        assert_eq!(nothing, [Value::Null, Value::Unavailable, Value::Missing]);
     }
 
     #[test]

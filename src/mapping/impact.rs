@@ -8,10 +8,14 @@
 //!
 //! Pure: the canonical SQL and the catalog's facts in, paths and reasons out.
 
+mod allowed;
+mod carried;
 mod expression;
 pub mod facts;
+mod function;
 mod key;
 mod level;
+mod link;
 mod lookup;
 mod scope;
 #[cfg(test)]
@@ -25,7 +29,7 @@ use pg_query::NodeEnum;
 use pg_query::protobuf::SelectStmt;
 
 use self::facts::{ColumnFacts, FunctionFacts, TableFacts};
-use self::scope::{Origin, Output};
+use self::scope::{Collapsed, Origin, Output};
 use self::walk::{Choices, Walk};
 use crate::mapping::plan::{OccurrencePath, Path, TableName};
 
@@ -186,21 +190,26 @@ fn key_origin<'o>(walk: &Walk<'_>, outputs: &'o [Output], key: &str) -> Result<&
     let origin = &output.origin;
     if *origin == Origin::Opaque {
         return Err(format!(
-            "the key {key} is not a column of one table, nor an expression over one: it is \
+            "the key {key} is not a column of one table, nor an expression over one row: it is \
              computed from several rows or tables, or GROUP BY, PARTITION BY, DISTINCT ON or LIMIT \
              does not keep it; let a table's own columns make the key"
         ));
     }
-    if let Some(column) = origin.alternatives().iter().find_map(|it| uncarried(walk, it)) {
-        return Err(format!(
-            "the key {key} is made of {column}, which a published row does not have as its own \
-             text (a generated column, or a type such as jsonb, float or an array): make the key \
-             of other columns, for a generated one of those it is generated from"
-        ));
+    let obstacle = |origin: &Origin| {
+        let (occurrence, value, _) = origin.comparable().pop()?;
+        carried::obstacle(walk, occurrence, &value)
+    };
+    if let Some(why) = origin.alternatives().iter().find_map(obstacle) {
+        return Err(format!("the key {key} is made of {why}"));
     }
-    let all_identical =
-        || walk.input.key_equal_image && origin.alternatives().iter().all(|it| identical(walk, it));
-    if output.collapsed && !all_identical() {
+    let identical = || match output.collapsed {
+        Collapsed::No => true,
+        Collapsed::ByItself if matches!(origin, Origin::Expression { .. }) => true,
+        Collapsed::ByItself | Collapsed::ByColumns => {
+            origin.alternatives().iter().all(|it| identical(walk, it))
+        }
+    };
+    if output.collapsed != Collapsed::No && !(walk.input.key_equal_image && identical()) {
         return Err(format!(
             "rows are merged by the key {key}, whose type has equal values with different texts: \
              which text the document has is not decided by one row"
@@ -222,13 +231,6 @@ fn columns_of(walk: &Walk<'_>, origin: &Origin) -> Vec<(TableName, String)> {
 
 fn facts<'w>(walk: &'w Walk<'_>, (table, column): &(TableName, String)) -> Option<&'w ColumnFacts> {
     walk.input.tables.get(table)?.column(column)
-}
-
-/// The first column of the origin that a changed row does not carry (A12, A13).
-fn uncarried(walk: &Walk<'_>, origin: &Origin) -> Option<String> {
-    let carried = |it: &_| facts(walk, it).is_some_and(|it| it.carrier && !it.generated);
-    let (table, column) = columns_of(walk, origin).into_iter().find(|it| !carried(it))?;
-    Some(format!("{}.{column}", table.name))
 }
 
 /// Whether equal values of every column of the origin are identical (A8).

@@ -157,6 +157,10 @@ pub struct Lookup {
     /// The changed row's columns that the query starts from. Parameter n is a `text[]` of
     /// column n's values, one element for each image.
     pub columns: Vec<String>,
+    /// Those of `columns` whose values are given as JSON: jsonb and arrays.
+    pub json: BTreeSet<String>,
+    /// An image with a NULL among its columns leads to no key: nobody needs to ask.
+    pub strict: bool,
     /// `SELECT DISTINCT <key>::text FROM unnest($1::text[]::bigint[], …) … JOIN …`. One column,
     /// named `key`; NULL keys are left out by the query.
     pub sql: String,

@@ -7,11 +7,12 @@
 //! no index that could serve, whatever the table's size.
 
 mod conditions;
+mod expression;
 
 use serde_json::Value;
 use tokio_postgres::{Client, Error};
 
-use self::conditions::Equality;
+use self::conditions::{Equality, Indexed};
 use crate::mapping::plan::{TableName, quote_identifier};
 
 /// From this cost on (the planner's pages) a read is slow today, not only when the table grows.
@@ -200,30 +201,75 @@ async fn whole_read(
     let table = TableName { namespace: row.get(0), name: row.get(1) };
     let (rows, partitioned): (Option<f64>, bool) = (row.get(2), row.get(3));
     let leading: Vec<String> = row.get(4);
-    let columns = index_columns(&strict.equalities(), &scan.alias);
-    if columns.first().is_some_and(|it| leading.contains(it)) {
+    let equalities = strict.equalities();
+    let mut asked = index_values(&equalities, &scan.alias);
+    if let [Indexed::Column(first), ..] = &asked[..]
+        && leading.contains(first)
+    {
         return Ok(None);
     }
-    let quoted: Vec<String> = columns.iter().map(|it| quote_identifier(it)).collect();
+    let times = timed_columns(client, &scan.relation).await?;
+    asked.retain(|it| match it {
+        Indexed::Column(_) | Indexed::Elements(_) => true,
+        Indexed::Expression { columns, .. } => !columns.iter().any(|it| times.contains(it)),
+    });
     let how = if partitioned { "" } else { " CONCURRENTLY" };
-    let create_index = (!quoted.is_empty())
-        .then(|| format!("CREATE INDEX{how} ON {} ({});", table.quoted(), quoted.join(", ")));
+    let on = format!("CREATE INDEX{how} ON {}", table.quoted());
+    let alternatives = equalities.iter().any(|it| it.alternative && asked.contains(&it.value));
+    let create_index = match alternatives {
+        true => {
+            let missing = asked
+                .iter()
+                .filter(|it| !matches!(it, Indexed::Column(column) if leading.contains(column)));
+            let each: Vec<String> =
+                missing.map(|it| create(&on, std::slice::from_ref(it))).collect();
+            each.join("\n")
+        }
+        false => create(&on, &asked),
+    };
+    let create_index = (!create_index.is_empty()).then_some(create_index);
     Ok(Some(WholeRead { table, rows, slow, create_index }))
 }
 
-/// The columns by which rows of `alias` are looked for: those that are compared with what changes
+/// Of dates and times: their text depends on settings, so that no index can be on it.
+async fn timed_columns(client: &Client, relation: &TableName) -> Result<Vec<String>, Error> {
+    let sql = "SELECT a.attname::text FROM pg_catalog.pg_attribute a \
+        JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+        WHERE a.attrelid = pg_catalog.to_regclass($1) AND t.typcategory IN ('D', 'T')";
+    let rows = client.query(sql, &[&relation.quoted()]).await?;
+    Ok(rows.iter().map(|it| it.get(0)).collect())
+}
+
+/// One statement for an index on all values; empty when there is none.
+fn create(on: &str, values: &[Indexed]) -> String {
+    let value = |it: &Indexed| match it {
+        Indexed::Column(column) | Indexed::Elements(column) => quote_identifier(column),
+        Indexed::Expression { sql, .. } => format!("({sql})"),
+    };
+    let list =
+        |values: &[&Indexed]| values.iter().map(|it| value(it)).collect::<Vec<_>>().join(", ");
+    let (elements, others): (Vec<&Indexed>, Vec<&Indexed>) =
+        values.iter().partition(|it| matches!(it, Indexed::Elements(_)));
+    match (others.is_empty(), elements.is_empty()) {
+        (false, _) => format!("{on} ({});", list(&others)),
+        (true, false) => format!("{on} USING gin ({});", list(&elements)),
+        (true, true) => String::new(),
+    }
+}
+
+/// The values by which rows of `alias` are looked for: those that are compared with what changes
 /// from read to read, else with constants.
-fn index_columns(equalities: &[Equality], alias: &str) -> Vec<String> {
-    /// More columns make an index larger and hardly better.
-    const COLUMNS_MAX: usize = 3;
+fn index_values(equalities: &[Equality], alias: &str) -> Vec<Indexed> {
+    /// More make an index larger and hardly better.
+    const VALUES_MAX: usize = 3;
     let of = |constant: bool| {
-        let mut columns: Vec<String> = Vec::new();
+        let mut values: Vec<Indexed> = Vec::new();
         for it in equalities.iter().filter(|it| it.alias == alias && it.constant == constant) {
-            if !columns.contains(&it.column) && columns.len() < COLUMNS_MAX {
-                columns.push(it.column.clone());
+            if !values.contains(&it.value) && values.len() < VALUES_MAX {
+                values.push(it.value.clone());
             }
         }
-        columns
+        values
     };
     let varying = of(false);
     if varying.is_empty() { of(true) } else { varying }
@@ -256,7 +302,8 @@ mod tests {
             let scans = plan.scans();
             assert_eq!((scans.len(), scans[0].alias.as_str()), (1, "i"), "{kind}");
             assert_eq!(plan.indexes(), ["shop_pkey"]);
-            assert_eq!(index_columns(&plan.equalities(), "i"), ["shop_id"]);
+            let expected = [Indexed::Column("shop_id".to_owned())];
+            assert_eq!(index_values(&plan.equalities(), "i"), expected);
         }
         let inner = json!({"Node Type": "Index Scan", "Index Name": "item_shop_id_idx",
                            "Schema": "public", "Relation Name": "item", "Alias": "i",

@@ -50,9 +50,10 @@ enum Start {
     Key(String),
     Lookup {
         columns: Vec<String>,
-        /// The query joins on every column, and NULL joins with nothing. A key that is computed
-        /// from the row may well come of a NULL.
-        joins: bool,
+        /// Of `columns`: given as JSON.
+        json: BTreeSet<String>,
+        /// NULL joins with nothing, but a value that is computed may well come of one.
+        strict: bool,
     },
 }
 
@@ -78,7 +79,8 @@ impl Router {
                         Path::InRow { column } => Start::Key(column.clone()),
                         Path::Lookup(lookup) => Start::Lookup {
                             columns: lookup.columns.clone(),
-                            joins: !lookup.steps.is_empty(),
+                            json: lookup.json.clone(),
+                            strict: lookup.strict,
                         },
                     };
                     (at, start)
@@ -154,10 +156,14 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
                 touched.sweeps.insert(id.build);
             }
         },
-        Start::Lookup { columns, joins } => {
+        Start::Lookup { columns, json, strict } => {
             let mut values = Vec::with_capacity(columns.len());
             for column in columns {
-                match image.value(column) {
+                let value = match json.contains(column) {
+                    true => image.json(column),
+                    false => image.value(column),
+                };
+                match value {
                     Value::Text(text) => values.push(Some(text.into_owned())),
                     Value::Null => values.push(None),
                     Value::Missing | Value::Unavailable => {
@@ -166,7 +172,7 @@ fn follow(id: PathId, start: &Start, image: &Image<'_>, touched: &mut Touched) {
                     }
                 }
             }
-            if !joins || values.iter().all(Option::is_some) {
+            if !strict || values.iter().all(Option::is_some) {
                 touched.lookups.insert((id, values));
             }
         }

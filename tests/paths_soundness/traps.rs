@@ -23,4 +23,13 @@ pub const TRAPS: &[&str] = &[
     // Of a FULL JOIN's merged column either side's row may be the one that is missing.
     "SELECT k.id AS k, r.id FROM a k JOIN (SELECT x FROM a FULL JOIN b USING (x)) m ON m.x = k.y \
      JOIN c r ON r.y = m.x",
+    "SELECT c.id AS k, a.y FROM a JOIN (c LEFT JOIN b ON b.y = c.y) ON coalesce(b.x, 0) = a.y",
+    "SELECT c.id AS k, f.e, a.y FROM c JOIN a ON a.x = c.x LEFT JOIN LATERAL unnest(a.r) f(e) ON f.e = c.y",
+    "SELECT DISTINCT ON (f.e) f.e, g.e AS k, a.y FROM a, unnest(a.r) f(e), unnest(a.r) g(e) \
+     ORDER BY f.e, g.e DESC, a.y",
+    "SELECT c.id AS k, f.e FROM c, (SELECT unnest(r) AS e FROM a LIMIT 1) f WHERE f.e = c.x",
+    "SELECT coalesce(s.l, 7) AS k, a.id FROM a LEFT JOIN LATERAL (SELECT a.x AS l) s ON a.y = 1",
+    "SELECT coalesce(s.l, 7) AS k, a.id FROM a LEFT JOIN LATERAL abs(a.x) s(l) ON a.y = 1",
+    "SELECT c.id AS k, a.y FROM c, a WHERE c.x = a.x OR c.id = 1",
+    "SELECT c.id AS k, a.y, b.y AS z FROM c, a, b WHERE c.x = a.x OR c.y = b.y",
 ];

@@ -262,6 +262,8 @@ impl Evaluation<'_> {
     fn holds(&self, condition: &Condition, env: &mut Env) -> Option<bool> {
         match condition {
             Condition::Equal(left, right) => equal(of(env, *left), of(env, *right)),
+            Condition::EqualOr1(left, right) => equal(of(env, *left), of(env, *right).or(Some(1))),
+            Condition::Next(left, right) => equal(of(env, *left).map(|it| it + 1), of(env, *right)),
             Condition::Constant(column, value) => equal(of(env, *column), Some(*value)),
             Condition::IsNull(column) => Some(of(env, *column).is_none()),
             Condition::Exists(negated, select) => {

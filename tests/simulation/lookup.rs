@@ -9,12 +9,24 @@ use super::query::{COLUMNS, TABLES};
 /// A column of the changed row (0) or of the nth hop.
 type At = (usize, usize);
 
+/// One of these, each of several equalities.
+pub type Arms = Vec<Vec<(Term, Term)>>;
+
+#[derive(Debug)]
+pub enum Term {
+    Column(At),
+    /// `coalesce(…, 1)`.
+    Or1(At),
+    /// `… + 1`.
+    Next(At),
+}
+
 #[derive(Debug)]
 pub enum Start {
     InRow(usize),
     Lookup {
-        /// The table of each hop, and which of its columns equal which columns before it.
-        hops: Vec<(usize, Vec<(usize, At)>)>,
+        /// The table of each hop, and what must hold of it and the rows before it.
+        hops: Vec<(usize, Vec<Arms>)>,
         key: Key,
     },
 }
@@ -51,11 +63,26 @@ impl Start {
             let (table, on) = text.split_once(" ON ").expect("a condition");
             let table = table.split('"').nth(3).expect("a table");
             let table = TABLES.iter().position(|it| *it == table).expect("one of ours");
+            let term = |text: &str| {
+                let text = text.trim_matches(['(', ')']).to_lowercase();
+                match (text.strip_prefix("coalesce("), text.strip_suffix(" + 1")) {
+                    (Some(one), _) => Term::Or1(at(one.strip_suffix(", 1").expect("a 1"))),
+                    (_, Some(one)) => Term::Next(at(one)),
+                    _ => Term::Column(at(&text)),
+                }
+            };
             let pair = |text: &str| {
                 let (theirs, ours) = text.split_once(" = ").expect("an equality");
-                (at(theirs).1, at(ours))
+                (term(theirs), term(ours))
             };
-            (table, on.split(" AND ").map(pair).collect())
+            let arms = |text: &str| {
+                let arm = |text: &str| text.split(" AND ").map(pair).collect();
+                match text.contains(" OR ") {
+                    true => text[1..text.len() - 1].split(" OR ").map(arm).collect(),
+                    false => vec![vec![pair(text)]],
+                }
+            };
+            (table, conjuncts(on).into_iter().map(arms).collect())
         };
         let hops = from.split(" JOIN ").skip(1).map(hop).collect();
         let key = key.strip_prefix("SELECT DISTINCT ").expect("a SELECT");
@@ -83,12 +110,15 @@ impl Start {
             Self::InRow(column) => vec![image[*column]],
             Self::Lookup { hops, key } => {
                 let mut chains = vec![vec![*image]];
-                for (table, pairs) in hops {
+                for (table, arms) in hops {
                     let next = |chain: Vec<Row>| {
+                        let equal = |row: &Row, (theirs, ours): &(Term, Term)| {
+                            let rows = [&chain[..], &[*row]].concat();
+                            theirs.of(&rows).is_some() && theirs.of(&rows) == ours.of(&rows)
+                        };
                         let joins = |row: &&Row| {
-                            pairs.iter().all(|(theirs, (at, ours))| {
-                                row[*theirs].is_some() && row[*theirs] == chain[*at][*ours]
-                            })
+                            let arm = |arm: &Vec<_>| arm.iter().all(|it| equal(row, it));
+                            arms.iter().all(|it| it.iter().any(arm))
                         };
                         let rows = state[*table].iter().filter(joins);
                         rows.map(|row| [&chain[..], &[*row]].concat()).collect::<Vec<_>>()
@@ -99,6 +129,35 @@ impl Start {
             }
         };
         keys.into_iter().flatten()
+    }
+}
+
+/// The parts between the ANDs that are in no parentheses.
+fn conjuncts(text: &str) -> Vec<&str> {
+    let (mut found, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, letter) in text.char_indices() {
+        match letter {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ' ' if depth == 0 && text[at..].starts_with(" AND ") => {
+                found.push(&text[start..at]);
+                start = at + " AND ".len();
+            }
+            _ => {}
+        }
+    }
+    found.push(&text[start..]);
+    found
+}
+
+impl Term {
+    fn of(&self, chain: &[Row]) -> Value {
+        let value = |(at, column): &At| chain[*at][*column];
+        match self {
+            Self::Column(at) => value(at),
+            Self::Or1(at) => value(at).or(Some(1)),
+            Self::Next(at) => value(at).map(|it| it + 1),
+        }
     }
 }
 

@@ -47,6 +47,10 @@ pub enum From {
 #[derive(Debug, Clone)]
 pub enum Condition {
     Equal(Column, Column),
+    /// `c0 = coalesce(c1, 1)`.
+    EqualOr1(Column, Column),
+    /// `c0 + 1 = c1`.
+    Next(Column, Column),
     Constant(Column, i16),
     IsNull(Column),
     Exists(bool, Box<Select>),
@@ -207,6 +211,8 @@ impl Display for Condition {
         let not = |it: &bool| if *it { "NOT " } else { "" };
         match self {
             Self::Equal(left, right) => write!(f, "{left} = {right}"),
+            Self::EqualOr1(left, right) => write!(f, "{left} = COALESCE({right}, 1)"),
+            Self::Next(left, right) => write!(f, "{left} + 1 = {right}"),
             Self::Constant(column, value) => write!(f, "{column} = {value}"),
             Self::IsNull(column) => write!(f, "{column} IS NULL"),
             Self::Exists(negated, select) => {

@@ -12,6 +12,8 @@ use super::query::{
 
 pub struct Writer {
     rng: StdRng,
+    /// For what an equality may be besides one of columns: the queries are otherwise the same.
+    twists: StdRng,
     aliases: usize,
     ctes: Vec<Select>,
     /// The shapes written so far, by the words in which the issue lists them.
@@ -25,6 +27,7 @@ impl Writer {
     pub fn new(seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
+            twists: StdRng::seed_from_u64(!seed),
             aliases: 0,
             ctes: Vec::new(),
             shapes: BTreeSet::new(),
@@ -49,7 +52,27 @@ impl Writer {
     }
 
     fn equality(&mut self, left: &[usize], right: &[usize]) -> Condition {
-        Condition::Equal(self.column(left), self.column(right))
+        let (one, other) = (self.column(left), self.column(right));
+        match self.twists.random_range(0..12) {
+            0 => {
+                self.shapes.insert("OR of equalities");
+                let mut column = |of: &[usize]| Column {
+                    alias: *of.choose(&mut self.twists).unwrap(),
+                    nth: self.twists.random_range(0..3),
+                };
+                let other_arm = Condition::Equal(column(left), column(right));
+                Condition::Or(Box::new(Condition::Equal(one, other)), Box::new(other_arm))
+            }
+            1 => {
+                self.shapes.insert("COALESCE in an equality");
+                Condition::EqualOr1(one, other)
+            }
+            2 => {
+                self.shapes.insert("expression in an equality");
+                Condition::Next(one, other)
+            }
+            _ => Condition::Equal(one, other),
+        }
     }
 
     fn set_op(&mut self) -> SetOp {
@@ -138,6 +161,13 @@ impl Writer {
             let mut on = vec![self.equality(&lefts, &rights)];
             if self.chance(3) {
                 on.push(self.equality(&all, &all));
+            }
+            if kind == Join::Full {
+                // Postgres runs no other conditions.
+                on.retain(|it| matches!(it, Condition::Equal(..)));
+            }
+            if on.is_empty() {
+                on.push(Condition::Equal(self.column(&lefts), self.column(&rights)));
             }
             if self.chance(1) && kind != Join::Full {
                 on.push(self.subquery_condition(&all, depth + 1));

@@ -45,6 +45,22 @@ pub struct ColumnFacts {
     pub equal_image: bool,
     /// Generated columns are in neither image (A12).
     pub generated: bool,
+    /// What a generated column is computed from, as `pg_get_expr` prints it under an empty
+    /// search_path. None: not generated, or not by built-in functions alone.
+    pub expression: Option<String>,
+    /// Of what an image has as JSON, and a query can still start from in part.
+    pub nested: Option<Nested>,
+    /// The collation, quoted, where it is not the type's own: `lower()` of a value goes by it.
+    pub collation: Option<String>,
+}
+
+/// Types whose images are JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nested {
+    /// jsonb: by a key of it.
+    Json,
+    /// An array of carriers: by its elements, whatever its dimensions are.
+    Array { type_oid: u32, type_name: String },
 }
 
 /// A function, operator or aggregate that the SQL calls, exactly as Postgres resolved it.

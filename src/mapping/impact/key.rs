@@ -1,13 +1,15 @@
-//! Keys that are expressions (A5): immutable, over columns of one occurrence, strict where that
-//! occurrence's row may be missing. Anything else stays opaque, and an opaque key polls.
+//! Values that are expressions, as keys (A5) and in links: immutable, over columns of one
+//! occurrence, strict where that occurrence's row may be missing. Anything else stays opaque, and
+//! an opaque key polls.
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    AExprKind, Node, ParseResult, RawStmt, ResTarget, SelectStmt, String as Text,
+    ColumnRef, Node, ParseResult, RawStmt, ResTarget, SelectStmt, String as Text,
 };
 
-use super::level::{children, function_name};
-use super::scope::{ColumnOf, Origin, Scope};
+use super::allowed::allowed;
+use super::level::{FIRST_MARK, children};
+use super::scope::{Collapsed, ColumnOf, Origin, Output, Scope};
 use super::walk::Walk;
 
 /// The origin of an expression that may be a key, or opaque.
@@ -33,9 +35,13 @@ pub(super) fn key_origin(walk: &Walk<'_>, node: &Node, scope: &Scope<'_>) -> Ori
     };
     // A NULL is no key.
     let values = values.into_iter().filter(|it| !is_null(it));
-    let origin = |it: &Node| match walk.plain(it, scope).origin {
-        Origin::Opaque => key_expression(walk, it, scope),
-        origin => origin,
+    let origin = |it: &Node| {
+        let plain = walk.plain(it, scope);
+        match plain.origin {
+            Origin::Opaque => key_expression(walk, it, scope),
+            _ if !is_decided(walk, &plain) => Origin::Opaque,
+            origin => origin,
+        }
     };
     Origin::one_of(values.map(origin).collect(), false)
 }
@@ -72,7 +78,13 @@ pub(super) fn keeps(open: &[Origin], origin: &Origin) -> bool {
     }
 }
 
-/// The same expression, wherever it is written: its text, as nodes have places.
+/// Whether a clause splits rows by the very expression.
+pub(super) fn splits_by(open: &[Origin], origin: &Origin) -> bool {
+    matches!(origin, Origin::Expression { .. }) && open.iter().any(|it| same(it, origin))
+}
+
+/// The same expression, wherever it is written: its text, as nodes have places. Of set-returning
+/// calls their marks too, as they go through their rows independently.
 fn same(one: &Origin, other: &Origin) -> bool {
     let (
         Origin::Expression { occurrence, node },
@@ -82,23 +94,55 @@ fn same(one: &Origin, other: &Origin) -> bool {
         return false;
     };
     let shown = |node| print(node, &|it| Some(["row".to_owned(), it.to_owned()]));
-    occurrence == other && shown(node).is_some_and(|it| Some(it) == shown(also))
+    occurrence == other
+        && marks(node) == marks(also)
+        && shown(node).is_some_and(|it| Some(it) == shown(also))
+}
+
+/// The marks of set-returning calls.
+fn marks(node: &Node) -> Vec<i32> {
+    let mut found = Vec::new();
+    if let Some(NodeEnum::FuncCall(it)) = &node.node
+        && it.location <= FIRST_MARK
+    {
+        found.push(it.location);
+    }
+    for part in children(node).unwrap_or_default() {
+        found.extend(marks(part));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Whether the value is one row's, not that of any one of several that are equal only (A8).
+fn is_decided(walk: &Walk<'_>, output: &Output) -> bool {
+    output.collapsed == Collapsed::No
+        || output.origin.alternatives().iter().all(|it| super::identical(walk, it))
 }
 
 /// The origin of an expression over one occurrence, or opaque.
-fn key_expression(walk: &Walk<'_>, node: &Node, scope: &Scope<'_>) -> Origin {
+pub(super) fn key_expression(walk: &Walk<'_>, node: &Node, scope: &Scope<'_>) -> Origin {
     let mut node = node.clone();
-    let mut occurrence = None;
-    let found = rewrite(&mut node, &mut |column| {
-        let Origin::Column(of) = walk.plain(column, scope).origin else { return None };
-        if occurrence.is_some_and(|it| it != of.occurrence) {
+    let mut found = None;
+    let understood = replace(&mut node, &mut |column| {
+        let output = walk.plain(column, scope);
+        if !is_decided(walk, &output) {
             return None;
         }
-        occurrence = Some(of.occurrence);
-        Some(vec![of.column])
+        let (occurrence, value) = match output.origin {
+            Origin::Column(of) => (of.occurrence, reference(vec![of.column])),
+            Origin::Expression { occurrence, node } => (occurrence, *node),
+            Origin::OneOf { .. } | Origin::Opaque => return None,
+        };
+        let one_row = *found.get_or_insert(occurrence) == occurrence;
+        one_row.then_some(value)
     });
-    let (true, Some(occurrence)) = (found, occurrence) else { return Origin::Opaque };
-    if allowed(walk, &node, walk.occurrences[occurrence].nullable) {
+    let (true, Some(occurrence)) = (understood, found) else { return Origin::Opaque };
+    // Where a set is empty, an outer join has a row nevertheless.
+    let sets = marks(&node).len();
+    let nullable = walk.occurrences[occurrence].nullable || sets > 0;
+    if sets <= 1 && allowed(walk, &node, nullable) {
         Origin::Expression { occurrence, node: Box::new(node) }
     } else {
         Origin::Opaque
@@ -108,25 +152,23 @@ fn key_expression(walk: &Walk<'_>, node: &Node, scope: &Scope<'_>) -> Origin {
 /// The column names of an expression's references.
 pub(super) fn columns_of(node: &Node) -> Vec<String> {
     let mut columns: Vec<String> = Vec::new();
-    let mut node = node.clone();
-    rewrite(&mut node, &mut |column| {
-        if let Some(NodeEnum::ColumnRef(it)) = &column.node
-            && let Some(name) = it.fields.last().and_then(super::walk::text_of)
-            && !columns.iter().any(|it| it == name)
-        {
-            columns.push(name.to_owned());
+    if let Some(NodeEnum::ColumnRef(it)) = &node.node {
+        columns.extend(it.fields.last().and_then(super::walk::text_of).map(str::to_owned));
+    }
+    for column in children(node).unwrap_or_default().into_iter().flat_map(columns_of) {
+        if !columns.contains(&column) {
+            columns.push(column);
         }
-        Some(Vec::new())
-    });
+    }
     columns
 }
 
 /// The expression as SQL, its columns renamed by `name`. None: it cannot be printed.
 pub(super) fn print(node: &Node, name: &dyn Fn(&str) -> Option<[String; 2]>) -> Option<String> {
     let mut node = node.clone();
-    let renamed = rewrite(&mut node, &mut |column| match &column.node {
+    let renamed = replace(&mut node, &mut |column| match &column.node {
         Some(NodeEnum::ColumnRef(it)) => {
-            name(it.fields.last().and_then(super::walk::text_of)?).map(Vec::from)
+            Some(reference(name(it.fields.last().and_then(super::walk::text_of)?)?.into()))
         }
         _ => None,
     });
@@ -147,89 +189,48 @@ pub(super) fn print(node: &Node, name: &dyn Fn(&str) -> Option<[String; 2]>) -> 
     sql.strip_prefix("SELECT ").map(str::to_owned)
 }
 
-/// Gives every column reference new fields; false once a reference or a node is not understood.
-fn rewrite(node: &mut Node, name: &mut dyn FnMut(&Node) -> Option<Vec<String>>) -> bool {
-    if matches!(node.node, Some(NodeEnum::ColumnRef(_))) {
-        let Some(fields) = name(node) else { return false };
-        if let Some(NodeEnum::ColumnRef(column)) = &mut node.node {
-            let text = |sval| Node { node: Some(NodeEnum::String(Text { sval })) };
-            if !fields.is_empty() {
-                column.fields = fields.into_iter().map(text).collect();
-            }
+pub(super) fn reference(names: Vec<String>) -> Node {
+    let text = |sval| Node { node: Some(NodeEnum::String(Text { sval })) };
+    let fields = names.into_iter().map(text).collect();
+    Node { node: Some(NodeEnum::ColumnRef(ColumnRef { fields, location: -1 })) }
+}
+
+/// Puts something else in the place of every column reference; false once a reference or a node
+/// is not understood.
+fn replace(node: &mut Node, by: &mut dyn FnMut(&Node) -> Option<Node>) -> bool {
+    match &node.node {
+        Some(NodeEnum::ColumnRef(_)) => {
+            let Some(other) = by(node) else { return false };
+            *node = other;
+            true
         }
-        return true;
-    }
-    match &mut node.node {
         Some(NodeEnum::AConst(_)) => true,
-        Some(NodeEnum::TypeCast(it)) => it.arg.as_mut().is_some_and(|it| rewrite(it, name)),
-        Some(NodeEnum::AExpr(it)) => {
-            it.lexpr.iter_mut().chain(&mut it.rexpr).all(|it| rewrite(it, name))
+        _ => {
+            let parts = parts(node);
+            !parts.is_empty() && parts.into_iter().all(|it| replace(it, by))
         }
-        Some(NodeEnum::FuncCall(it)) => it.args.iter_mut().all(|it| rewrite(it, name)),
-        Some(NodeEnum::CoalesceExpr(it)) => it.args.iter_mut().all(|it| rewrite(it, name)),
-        Some(NodeEnum::BoolExpr(it)) => it.args.iter_mut().all(|it| rewrite(it, name)),
-        Some(NodeEnum::NullTest(it)) => it.arg.as_mut().is_some_and(|it| rewrite(it, name)),
-        Some(NodeEnum::CaseExpr(it)) => {
-            let ends = it.arg.iter_mut().chain(&mut it.defresult).map(|it| &mut **it);
-            it.args.iter_mut().chain(ends).all(|it| rewrite(it, name))
-        }
-        Some(NodeEnum::CaseWhen(it)) => {
-            it.expr.iter_mut().chain(&mut it.result).all(|it| rewrite(it, name))
-        }
-        _ => false,
     }
 }
 
-/// Strict operators of built-in types.
-const OPERATORS: &[&str] = &["+", "-", "*", "/", "%", "||", "=", "<>", "<", "<=", ">", ">="];
-
-/// Whether the value depends on the row only, and is NULL where a nullable row is missing.
-fn allowed(walk: &Walk<'_>, node: &Node, nullable: bool) -> bool {
-    match &node.node {
-        Some(NodeEnum::ColumnRef(_) | NodeEnum::AConst(_)) => true,
-        Some(NodeEnum::TypeCast(it)) => {
-            it.arg.as_ref().is_some_and(|it| allowed(walk, it, nullable))
-        }
+/// The parts of an expression of the kinds that a value may be made of.
+pub(super) fn parts(node: &mut Node) -> Vec<&mut Node> {
+    match &mut node.node {
+        Some(NodeEnum::TypeCast(it)) => it.arg.iter_mut().map(|it| &mut **it).collect(),
         Some(NodeEnum::AExpr(it)) => {
-            // Plain operators are strict, all but a few; those are not made of one known sign.
-            let plain = it.name.len() == 1
-                && it
-                    .name
-                    .first()
-                    .and_then(super::walk::text_of)
-                    .is_some_and(|it| OPERATORS.contains(&it));
-            let plain = plain && it.kind() == AExprKind::AexprOp;
-            plain && it.lexpr.iter().chain(&it.rexpr).all(|it| allowed(walk, it, nullable))
+            it.lexpr.iter_mut().chain(&mut it.rexpr).map(|it| &mut **it).collect()
         }
-        // These may make a value of NULLs.
-        Some(
-            NodeEnum::CoalesceExpr(_)
-            | NodeEnum::CaseExpr(_)
-            | NodeEnum::CaseWhen(_)
-            | NodeEnum::BoolExpr(_)
-            | NodeEnum::NullTest(_),
-        ) => {
-            let parts = children(node).unwrap_or_default();
-            !nullable && parts.into_iter().all(|it| allowed(walk, it, nullable))
+        Some(NodeEnum::FuncCall(it)) => it.args.iter_mut().collect(),
+        Some(NodeEnum::CoalesceExpr(it)) => it.args.iter_mut().collect(),
+        Some(NodeEnum::BoolExpr(it)) => it.args.iter_mut().collect(),
+        Some(NodeEnum::AArrayExpr(it)) => it.elements.iter_mut().collect(),
+        Some(NodeEnum::NullTest(it)) => it.arg.iter_mut().map(|it| &mut **it).collect(),
+        Some(NodeEnum::CaseExpr(it)) => {
+            let ends = it.arg.iter_mut().chain(&mut it.defresult).map(|it| &mut **it);
+            it.args.iter_mut().chain(ends).collect()
         }
-        Some(NodeEnum::FuncCall(it)) => {
-            let Some(name) = function_name(it) else { return false };
-            let plain = it.over.is_none()
-                && it.agg_order.is_empty()
-                && it.agg_filter.is_none()
-                && !it.agg_star
-                && !it.agg_distinct;
-            let mut facts = walk.input.functions.iter().filter(|it| it.name == name).peekable();
-            plain
-                && facts.peek().is_some()
-                && facts.all(|it| {
-                    it.obstacle().is_none()
-                        && !it.aggregate
-                        && !it.returns_set
-                        && (it.strict || !nullable)
-                })
-                && it.args.iter().all(|it| allowed(walk, it, nullable))
+        Some(NodeEnum::CaseWhen(it)) => {
+            it.expr.iter_mut().chain(&mut it.result).map(|it| &mut **it).collect()
         }
-        _ => false,
+        _ => Vec::new(),
     }
 }

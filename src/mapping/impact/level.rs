@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    AExprKind, BoolExprType, FuncCall, Node, SelectStmt, SubLink, SubLinkType, WindowDef,
+    AExprKind, BoolExprType, FuncCall, Node, SelectStmt, String as Text, SubLink, SubLinkType,
+    WindowDef,
 };
 
-use super::key::{keeps, key_origin};
-use super::scope::{ColumnOf, Origin, Output, Scope};
+use super::key::{keeps, key_origin, splits_by};
+use super::scope::{Collapsed, ColumnOf, Origin, Output, Scope};
 use super::walk::{Walk, output_names, text_of};
 
 /// What a level does besides joining and filtering.
@@ -134,12 +135,14 @@ impl Walk<'_> {
                 }
             }
             Some(NodeEnum::SubLink(it)) => self.sublink_conjunct(it, scope, restricts),
-            Some(NodeEnum::AExpr(it)) if it.kind() == AExprKind::AexprOp => {
-                if let (true, Some(left), Some(right)) =
-                    (is_plain_equals(&it.name), &it.lexpr, &it.rexpr)
-                {
-                    let (left, right) = (self.plain(left, scope), self.plain(right, scope));
-                    self.equality(&left.origin, &right.origin);
+            Some(NodeEnum::BoolExpr(it)) if it.boolop() == BoolExprType::OrExpr => {
+                self.either(&it.args, scope);
+                self.expression(node, scope);
+            }
+            Some(NodeEnum::AExpr(_)) => {
+                if let Some((left, right)) = equals_of(node) {
+                    let (left, right) = (self.compared(&left, scope), self.compared(&right, scope));
+                    self.equality(&left, &right);
                 }
                 self.expression(node, scope);
             }
@@ -173,8 +176,8 @@ impl Walk<'_> {
         let body = |walk: &mut Self| {
             let outputs = walk.select(stmt, Some(scope));
             for (test, output) in tests.iter().zip(&outputs) {
-                let test = walk.plain(test, scope);
-                walk.equality(&test.origin, &output.origin);
+                let test = walk.compared(test, scope);
+                walk.equality(&test, &output.origin);
             }
         };
         if restricts { body(self) } else { self.apart(body) }
@@ -183,7 +186,7 @@ impl Walk<'_> {
     /// What an expression is a copy of. A cast from `varchar` to `text` changes nothing: it is
     /// how Postgres prints every comparison of `varchar` columns.
     pub(super) fn plain(&self, node: &Node, scope: &Scope<'_>) -> Output {
-        let opaque = || Output { name: String::new(), origin: Origin::Opaque, collapsed: false };
+        let opaque = Output::opaque;
         match &node.node {
             Some(NodeEnum::ColumnRef(column)) => {
                 let fields: Vec<_> = column.fields.iter().map(text_of).collect();
@@ -246,42 +249,57 @@ impl Walk<'_> {
             self.sort_key(node, &names, scope);
         }
         if !stmt.values_lists.is_empty() {
-            let opaque = |name| Output { name, origin: Origin::Opaque, collapsed: false };
+            let opaque = |name| Output { name, ..Output::opaque() };
             return names.into_iter().map(opaque).collect();
         }
-        let open = self.exposed(stmt, scope, features);
-        let collapses = features.distinct || features.is_barrier();
+        let mark = self.new_mark();
+        let open = self.exposed(stmt, (scope, mark), features);
         let targets = stmt.target_list.iter().zip(names);
         targets
-            .map(|(node, name)| self.output((node, name), scope, open.as_deref(), collapses))
+            .map(|(node, name)| {
+                self.output((node, name), (scope, mark), open.as_ref(), features.distinct)
+            })
             .collect()
     }
 
     fn output(
         &self,
         (node, name): (&Node, String),
-        scope: &Scope<'_>,
-        open: Option<&[Origin]>,
-        collapses: bool,
+        (scope, mark): (&Scope<'_>, i32),
+        open: Option<&Exposed>,
+        distinct: bool,
     ) -> Output {
         let value = match &node.node {
             Some(NodeEnum::ResTarget(target)) => target.val.as_deref(),
             _ => None,
         };
         let Some(value) = value else {
-            return Output { name, origin: Origin::Opaque, collapsed: true };
+            return Output { name, ..Output::opaque() };
         };
         let plain = self.plain(value, scope);
-        let collapsed = plain.collapsed || collapses;
-        let origin = match plain.origin {
-            Origin::Opaque => key_origin(self, value, scope),
+        let origin = self.valued(value, scope, mark);
+        let distinct = if distinct { Collapsed::ByItself } else { Collapsed::No };
+        let merged = match open {
+            None => Collapsed::No,
+            Some(open) if !keeps(&open.values, &origin) => {
+                return Output { name, ..Output::opaque() };
+            }
+            Some(open) if open.parts.iter().all(|it| splits_by(it, &origin)) => Collapsed::ByItself,
+            Some(_) => Collapsed::ByColumns,
+        };
+        Output { name, origin, collapsed: plain.collapsed.max(distinct).max(merged) }
+    }
+
+    /// What an output column, or an expression of GROUP BY, is.
+    fn valued(&self, node: &Node, scope: &Scope<'_>, mark: i32) -> Origin {
+        match self.plain(node, scope).origin {
+            Origin::Opaque => {
+                let mut node = node.clone();
+                self.mark_calls(&mut node, mark);
+                key_origin(self, &node, scope)
+            }
             origin => origin,
-        };
-        let origin = match open {
-            Some(open) if !keeps(open, &origin) => Origin::Opaque,
-            _ => origin,
-        };
-        Output { name, origin, collapsed }
+        }
     }
 
     /// ORDER BY may name an output column, which is then walked already.
@@ -300,15 +318,12 @@ impl Walk<'_> {
     fn exposed(
         &self,
         stmt: &SelectStmt,
-        scope: &Scope<'_>,
+        (scope, mark): (&Scope<'_>, i32),
         features: &Features,
-    ) -> Option<Vec<Origin>> {
+    ) -> Option<Exposed> {
         let columns = |nodes: &[Node]| -> Vec<Origin> {
-            let origin = |it| match self.plain(it, scope).origin {
-                Origin::Opaque => key_origin(self, it, scope),
-                origin => origin,
-            };
-            nodes.iter().map(origin).filter(|it| *it != Origin::Opaque).collect()
+            let origins = nodes.iter().map(|it| self.valued(it, scope, mark));
+            origins.filter(|it| *it != Origin::Opaque).collect()
         };
         let mut parts: Vec<Vec<Origin>> = Vec::new();
         if features.limited {
@@ -324,13 +339,20 @@ impl Walk<'_> {
             let partition = partition_of(window, stmt);
             parts.push(partition.map(columns).unwrap_or_default());
         }
-        let mut parts = parts.into_iter();
-        let first = parts.next()?;
-        Some(
-            parts
-                .fold(first, |open, part| open.into_iter().filter(|it| keeps(&part, it)).collect()),
-        )
+        let mut others = parts.iter();
+        let first = others.next()?.clone();
+        let values = others
+            .fold(first, |open, part| open.into_iter().filter(|it| keeps(part, it)).collect());
+        Some(Exposed { values, parts })
     }
+}
+
+/// What a barrier keeps.
+struct Exposed {
+    /// By these values all parts split the rows.
+    values: Vec<Origin>,
+    /// What each clause splits the rows by.
+    parts: Vec<Vec<Origin>>,
 }
 
 /// The PARTITION BY of a window, followed through the WINDOW clause. None: not found.
@@ -354,6 +376,33 @@ fn partition_of<'w>(window: &'w WindowDef, stmt: &'w SelectStmt) -> Option<&'w [
         }
     }
     None
+}
+
+/// Set-returning calls have this mark for a location, or one below; real ones are above.
+pub(super) const FIRST_MARK: i32 = -2;
+
+/// The two sides of a plain `=`. `x = ANY (array)` says that x equals one of the elements.
+pub(super) fn equals_of(node: &Node) -> Option<(Node, Node)> {
+    let Some(NodeEnum::AExpr(it)) = &node.node else { return None };
+    let (left, right) = (it.lexpr.as_deref()?.clone(), it.rexpr.as_deref()?.clone());
+    match it.kind() {
+        _ if !is_plain_equals(&it.name) => None,
+        AExprKind::AexprOp => Some((left, right)),
+        AExprKind::AexprOpAny => {
+            let text =
+                |sval: &str| Node { node: Some(NodeEnum::String(Text { sval: sval.to_owned() })) };
+            // Nobody compares it with another call; that it is marked says that it is a set.
+            let call = FuncCall {
+                location: FIRST_MARK,
+                funcname: vec![text("pg_catalog"), text("unnest")],
+                args: vec![right],
+                funcformat: 1,
+                ..FuncCall::default()
+            };
+            Some((left, Node { node: Some(NodeEnum::FuncCall(Box::new(call))) }))
+        }
+        _ => None,
+    }
 }
 
 /// A bare `=`: one that is not built in is printed as `OPERATOR(namespace.=)`.

@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use pg_query::protobuf::{CommonTableExpr, Node};
 
+use super::link::Value;
+
 /// A column of an occurrence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ColumnOf {
@@ -20,7 +22,7 @@ pub(super) enum Origin {
     /// A copy of this column wherever the row exists.
     Column(ColumnOf),
     /// An expression over columns of one occurrence; its column references are bare names of
-    /// that occurrence's columns. Only a key may use it (A5).
+    /// that occurrence's columns (A5).
     Expression { occurrence: usize, node: Box<Node> },
     /// One of these, of which none is opaque or a list itself: COALESCE, CASE, FULL JOIN USING.
     /// Only a key may use it, but for what `equated` allows.
@@ -54,16 +56,19 @@ impl Origin {
         }
     }
 
-    /// The columns that an equality of this value speaks of, and for each whether it does so only
-    /// where the column's occurrence is p or κ.
-    pub(super) fn comparable(&self) -> Vec<(&ColumnOf, bool)> {
+    /// The values of single occurrences that an equality of this value speaks of, and for each
+    /// whether it does so only where the occurrence is p or κ.
+    pub(super) fn comparable(&self) -> Vec<(usize, Value, bool)> {
         match self {
-            Self::Column(of) => vec![(of, false)],
-            Self::OneOf { members, equated: true } => {
-                let columns = members.iter().flat_map(Self::comparable);
-                columns.map(|(of, _)| (of, true)).collect()
+            Self::Column(of) => vec![(of.occurrence, Value::Column(of.column.clone()), false)],
+            Self::Expression { occurrence, node } => {
+                vec![(*occurrence, Value::Computed(node.clone()), false)]
             }
-            Self::OneOf { .. } | Self::Expression { .. } | Self::Opaque => Vec::new(),
+            Self::OneOf { members, equated: true } => {
+                let values = members.iter().flat_map(Self::comparable);
+                values.map(|(occurrence, value, _)| (occurrence, value, true)).collect()
+            }
+            Self::OneOf { .. } | Self::Opaque => Vec::new(),
         }
     }
 
@@ -81,8 +86,23 @@ impl Origin {
 pub(super) struct Output {
     pub(super) name: String,
     pub(super) origin: Origin,
-    /// Rows that are equal, not identical, may have been merged on the way (A8).
-    pub(super) collapsed: bool,
+    pub(super) collapsed: Collapsed,
+}
+
+/// Whether rows that are equal, not identical, may have been merged on the way (A8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Collapsed {
+    No,
+    /// Rows whose values here are equal.
+    ByItself,
+    /// Rows of which the columns that the value is made of are equal.
+    ByColumns,
+}
+
+impl Output {
+    pub(super) fn opaque() -> Self {
+        Self { name: String::new(), origin: Origin::Opaque, collapsed: Collapsed::No }
+    }
 }
 
 /// One name in a FROM clause.

@@ -1,42 +1,38 @@
 //! The tree of paths, built outward from the key (A4): every occurrence that can be reached gets
 //! one route, and the tail of a route is the route of the next occurrence.
 
-use pg_query::protobuf::Node;
-
+use super::carried::{self, obstacle};
 use super::facts::ColumnFacts;
-use super::key::columns_of;
+use super::link::{Arms, Link, Value};
+use super::lookup;
 use super::scope::Origin;
-use super::walk::{Constraint, Equality, Walk};
+use super::walk::{Constraint, Walk};
 
 /// How a row of an occurrence leads to the key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Route {
     /// This column is the key, or is identical to it (A8).
     InRow(String),
-    /// The key is this expression over the row.
-    Evaluate(Box<Node>),
-    /// The rows of another occurrence whose second columns equal our first ones.
-    Hop { to: usize, pairs: Vec<(String, String)> },
+    /// The key is this value of the row.
+    Evaluate(Value),
+    /// The rows of another occurrence whose second values equal our first ones, in all links.
+    Hop { to: usize, links: Vec<Arms> },
 }
 
 /// One route for each occurrence, by its index; None: it has no path.
 pub(super) fn build(walk: &Walk<'_>, key: &Origin) -> Vec<Option<Route>> {
     let mut routes: Vec<Option<Route>> = vec![None; walk.occurrences.len()];
-    let home = match key {
-        Origin::Column(of) => {
-            if carries(walk, of.occurrence, &of.column) {
-                routes[of.occurrence] = Some(Route::InRow(of.column.clone()));
-            }
-            of.occurrence
-        }
-        Origin::Expression { occurrence, node } => {
-            if columns_of(node).iter().all(|it| carries(walk, *occurrence, it)) {
-                routes[*occurrence] = Some(Route::Evaluate(node.clone()));
-            }
-            *occurrence
-        }
+    let (home, value) = match key {
+        Origin::Column(of) => (of.occurrence, Value::Column(of.column.clone())),
+        Origin::Expression { occurrence, node } => (*occurrence, Value::Computed(node.clone())),
         Origin::OneOf { .. } | Origin::Opaque => return routes,
     };
+    if obstacle(walk, home, &value).is_none() {
+        routes[home] = Some(match value {
+            Value::Column(column) => Route::InRow(column),
+            value @ Value::Computed(_) => Route::Evaluate(value),
+        });
+    }
     loop {
         let found: Vec<(usize, Route)> = (0..routes.len())
             .filter(|it| routes[*it].is_none())
@@ -58,47 +54,90 @@ fn route(
     occurrence: usize,
     home: usize,
 ) -> Option<Route> {
-    let mut hops: Vec<(usize, Vec<(String, String)>)> = Vec::new();
-    for (column, to, other) in edges(walk, occurrence, home) {
+    let mut hops: Vec<(usize, Vec<Arms>)> = Vec::new();
+    for (to, arms) in edges(walk, occurrence, home) {
         let Some(next) = &routes[to] else { continue };
-        if matches!(next, Route::InRow(key) if *key == other)
-            && identical(facts(walk, occurrence, &column), facts(walk, to, &other))
+        if let (Some((column, other)), Route::InRow(key)) = (columns(&arms), next)
+            && key == other
+            && identical(facts(walk, occurrence, column), facts(walk, to, other))
         {
-            return Some(Route::InRow(column));
+            return Some(Route::InRow(column.to_owned()));
         }
-        let pair = (column, other);
         match hops.iter_mut().find(|(it, _)| *it == to) {
-            Some((_, pairs)) if pairs.contains(&pair) => {}
-            Some((_, pairs)) => pairs.push(pair),
-            None => hops.push((to, vec![pair])),
+            Some((_, links)) if links.contains(&arms) => {}
+            Some((_, links)) => links.push(arms),
+            None => hops.push((to, vec![arms])),
         }
     }
-    // All equalities with one neighbour together: `tenant_id` alone would reach a whole tenant.
-    let (to, pairs) = hops.into_iter().next()?;
-    Some(Route::Hop { to, pairs })
+    let plain = |links: &[Arms]| links.iter().any(|it| columns(it).is_some());
+    let best = hops.iter().position(|(_, links)| plain(links)).unwrap_or(0);
+    // All links with one neighbour together: `tenant_id` alone would reach a whole tenant. But
+    // what is not in the old image is better done without, where something else is there.
+    let (to, mut links) = hops.into_iter().nth(best)?;
+    let held = |it: &Arms| columns(it).is_some() || held(walk, occurrence, it);
+    if links.iter().any(held) {
+        links.retain(held);
+    }
+    Some(Route::Hop { to, links })
 }
 
-/// The edges that may leave an occurrence: our column, the other occurrence, its column.
-fn edges(walk: &Walk<'_>, from: usize, home: usize) -> Vec<(String, usize, String)> {
+/// The two columns, when that is all.
+fn columns(arms: &Arms) -> Option<(&str, &str)> {
+    match &arms[..] {
+        [arm] => match &arm[..] {
+            [(Value::Column(ours), Value::Column(theirs))] => Some((ours, theirs)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether the old image has all that our side of the link is made of.
+fn held(walk: &Walk<'_>, occurrence: usize, arms: &Arms) -> bool {
+    let Some(table) = walk.input.tables.get(&walk.occurrences[occurrence].table) else {
+        return false;
+    };
+    let values = arms.iter().flatten().map(|(ours, _)| ours);
+    let mut columns = values.flat_map(|it| carried::columns(walk, occurrence, it));
+    columns.all(|it| table.identity.contains(&it))
+}
+
+/// The edges that may leave an occurrence: the other one, and what links them.
+fn edges(walk: &Walk<'_>, from: usize, home: usize) -> Vec<(usize, Arms)> {
     let mut edges = Vec::new();
-    for equality in &walk.equalities {
-        for (near, far) in [(&equality.u, &equality.v), (&equality.v, &equality.u)] {
-            if near.occurrence == from
-                && carries(walk, from, &near.column)
-                && facts(walk, far.occurrence, &far.column).is_some_and(|it| it.carrier)
-                && holds(walk, equality, from, home)
-            {
-                edges.push((near.column.clone(), far.occurrence, far.column.clone()));
-            }
+    for link in &walk.links {
+        if let Some((to, arms)) = link.from(from)
+            && holds(walk, link, from, home)
+            && arms.iter().flatten().all(|pair| followed(walk, from, to, pair).is_none())
+        {
+            edges.push((to, arms));
         }
     }
     edges
 }
 
-/// Rule A3: whether the equality may be an edge that leaves `from`, the key being in `home`.
-pub(super) fn holds(walk: &Walk<'_>, equality: &Equality, from: usize, home: usize) -> bool {
+/// What keeps a pair from being followed.
+fn followed(
+    walk: &Walk<'_>,
+    from: usize,
+    to: usize,
+    (ours, theirs): &(Value, Value),
+) -> Option<String> {
+    if let Some(obstacle) = obstacle(walk, from, ours) {
+        return Some(obstacle.to_string());
+    }
+    match theirs {
+        Value::Column(column) if !facts(walk, to, column).is_some_and(|it| it.carrier) => {
+            Some(format!("{column}, whose type's \"=\" onelog does not trust"))
+        }
+        Value::Column(_) | Value::Computed(_) => None,
+    }
+}
+
+/// Rule A3: whether the link may be an edge that leaves `from`, the key being in `home`.
+fn holds(walk: &Walk<'_>, link: &Link, from: usize, home: usize) -> bool {
     let within = |occurrence: usize, region| walk.occurrences[occurrence].regions.contains(region);
-    equality.constraints.iter().all(|it| match it {
+    link.constraints.iter().all(|it| match it {
         Constraint::Touches(region) => within(from, region) || within(home, region),
         Constraint::Inside(region) => within(from, region),
         Constraint::Opposite(left, right) => {
@@ -113,11 +152,6 @@ fn facts<'w>(walk: &'w Walk<'_>, occurrence: usize, column: &str) -> Option<&'w 
     walk.input.tables.get(&walk.occurrences[occurrence].table)?.column(column)
 }
 
-/// Whether a changed row's image holds the column in a form that a query can start from.
-fn carries(walk: &Walk<'_>, occurrence: usize, column: &str) -> bool {
-    facts(walk, occurrence, column).is_some_and(|it| it.carrier && !it.generated)
-}
-
 /// A8: equal values of the two columns are identical texts.
 fn identical(one: Option<&ColumnFacts>, other: Option<&ColumnFacts>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return false };
@@ -130,32 +164,34 @@ pub(super) fn reason(walk: &Walk<'_>, occurrence: usize, routes: &[Option<Route>
     let (table, alias) = (&it.table, &it.alias);
     let who =
         if *alias == table.name { table.to_string() } else { format!("{table} (as {alias})") };
-    let mine: Vec<&Equality> = walk
-        .equalities
+    let mine: Vec<(&Link, usize, Arms)> = walk
+        .links
         .iter()
-        .filter(|it| it.u.occurrence == occurrence || it.v.occurrence == occurrence)
+        .filter_map(|it| it.from(occurrence).map(|(to, arms)| (it, to, arms)))
         .collect();
-    let Some(first) = mine.first() else {
+    let Some((_, other, arms)) = mine.iter().find(|it| routes[it.1].is_some()).or(mine.first())
+    else {
         return format!(
-            "no key path for {who}: no plain \"=\" links one of its columns to a table that \
-             leads to the key; link it by a column = column condition, on columns that GROUP BY, \
-             PARTITION BY or LIMIT do not hide"
+            "no key path for {who}: no plain \"=\" links one of its rows to a table that leads to \
+             the key; link it by an = between what is computed from one row of each (a column, a \
+             cast, lower(), ->>, an element of an array), that GROUP BY, PARTITION BY or LIMIT do \
+             not hide"
         );
     };
-    let shown = |of: &super::scope::ColumnOf| {
-        format!("{}.{}", walk.occurrences[of.occurrence].alias, of.column)
-    };
-    let condition = format!("{} = {}", shown(&first.u), shown(&first.v));
-    let other = if first.u.occurrence == occurrence { &first.v } else { &first.u };
-    if routes[other.occurrence].is_none() {
+    let condition = lookup::condition(walk, (occurrence, *other), arms);
+    if routes[*other].is_none() {
         return format!(
             "no key path for {who}: {condition} leads to {}, which has no path to the key itself",
-            walk.occurrences[other.occurrence].alias
+            walk.occurrences[*other].alias
         );
+    }
+    let in_the_way = |pair| followed(walk, occurrence, *other, pair);
+    if let Some(why) = arms.iter().flatten().find_map(in_the_way) {
+        return format!("no key path for {who}: {condition} cannot be followed: it needs {why}");
     }
     format!(
         "no key path for {who}: {condition} cannot be followed, as rows without a match count too \
-         (an outer join, NOT EXISTS, NOT IN or a scalar subquery), or a column's type or \
-         generation rule forbids it; link {alias} to the key's table by an inner join or WHERE"
+         (an outer join, NOT EXISTS, NOT IN or a scalar subquery); link {alias} to the key's table \
+         by an inner join or WHERE"
     )
 }

@@ -1,5 +1,5 @@
-//! The walk over the canonical SQL: occurrences of base tables, and the equalities between them,
-//! each with the scope in which it holds (A3).
+//! The walk over the canonical SQL: occurrences of base tables, and the links between them, each
+//! with the scope in which it holds (A3).
 //!
 //! Default deny (A6): whatever shape is not positively understood becomes a poll reason. A set
 //! operation is walked one branch at a time ([`Choices`]); `impact` analyses every combination.
@@ -12,8 +12,11 @@ use pg_query::NodeEnum;
 use pg_query::protobuf::{Alias, JoinExpr, JoinType, Node, RangeVar, SelectStmt, SetOperation};
 
 use super::AnalysisInput;
-use super::level::{Features, features};
-use super::scope::{ColumnOf, Merged, Origin, Output, Range, Scope};
+use super::carried::generated_from;
+use super::key::columns_of;
+use super::level::{FIRST_MARK, Features, features};
+use super::link::Link;
+use super::scope::{Collapsed, ColumnOf, Merged, Origin, Output, Range, Scope};
 use crate::mapping::plan::TableName;
 
 /// Deeper SQL than this is denied rather than walked: the walk is recursive, and so is the stack.
@@ -44,14 +47,6 @@ pub(super) struct Occurrence {
     pub(super) regions: BTreeSet<Region>,
     /// In the nullable side of some outer join.
     pub(super) nullable: bool,
-}
-
-/// `u = v`, and when it holds.
-#[derive(Debug, Clone)]
-pub(super) struct Equality {
-    pub(super) u: ColumnOf,
-    pub(super) v: ColumnOf,
-    pub(super) constraints: Vec<Constraint>,
 }
 
 /// Which branch of each set operation is walked, in the order in which they are met.
@@ -89,7 +84,7 @@ pub(super) struct Walk<'a> {
     pub(super) views: &'a BTreeMap<TableName, SelectStmt>,
     pub(super) choices: Choices,
     pub(super) occurrences: Vec<Occurrence>,
-    pub(super) equalities: Vec<Equality>,
+    pub(super) links: Vec<Link>,
     /// Reasons to poll, whatever the paths are.
     pub(super) reasons: BTreeSet<String>,
     pub(super) columns_read: BTreeMap<TableName, BTreeSet<String>>,
@@ -97,7 +92,9 @@ pub(super) struct Walk<'a> {
     regions_made: usize,
     /// The regions and constraints around the place where the walk is.
     open: Vec<Region>,
-    constraints: Vec<Constraint>,
+    pub(super) constraints: Vec<Constraint>,
+    /// The last mark given to set-returning calls; below all locations.
+    pub(super) marks: i32,
     nullable: usize,
     depth: usize,
 }
@@ -113,7 +110,8 @@ impl<'a> Walk<'a> {
             views,
             choices,
             occurrences: Vec::new(),
-            equalities: Vec::new(),
+            links: Vec::new(),
+            marks: FIRST_MARK,
             reasons: BTreeSet::new(),
             columns_read: BTreeMap::new(),
             whole_rows: BTreeSet::new(),
@@ -168,20 +166,6 @@ impl<'a> Walk<'a> {
         self.within(region, Constraint::Inside(region), body)
     }
 
-    pub(super) fn equality(&mut self, u: &Origin, v: &Origin) {
-        for (u, u_ends) in u.comparable() {
-            for (v, v_ends) in v.comparable() {
-                if u.occurrence == v.occurrence {
-                    continue;
-                }
-                let mut constraints = self.constraints.clone();
-                constraints.extend(u_ends.then_some(Constraint::Ends(u.occurrence)));
-                constraints.extend(v_ends.then_some(Constraint::Ends(v.occurrence)));
-                self.equalities.push(Equality { u: u.clone(), v: v.clone(), constraints });
-            }
-        }
-    }
-
     /// A SELECT with all its parts: what its columns are.
     pub(super) fn select(&mut self, stmt: &SelectStmt, parent: Option<&Scope<'_>>) -> Vec<Output> {
         if self.depth >= DEPTH_MAX {
@@ -234,7 +218,8 @@ impl<'a> Walk<'a> {
             if let Some(name) = output_names(stmt).get(nth) {
                 output.name.clone_from(name);
             }
-            output.collapsed |= merges;
+            let merged = if merges { Collapsed::ByItself } else { Collapsed::No };
+            output.collapsed = output.collapsed.max(merged);
             if limited {
                 output.origin = Origin::Opaque;
             }
@@ -281,7 +266,8 @@ impl<'a> Walk<'a> {
                     return self.deny("it has a subquery in FROM that is not a SELECT");
                 };
                 let columns = if range.lateral && self.nullable > 0 {
-                    self.apart(|walk| walk.select(stmt, Some(scope)))
+                    let columns = self.apart(|walk| walk.select(stmt, Some(scope)));
+                    columns.into_iter().map(|it| self.unless_outer(it)).collect()
                 } else if range.lateral {
                     self.select(stmt, Some(scope))
                 } else {
@@ -289,19 +275,21 @@ impl<'a> Walk<'a> {
                 };
                 self.add_range((range.alias.as_ref(), ""), columns, None, scope);
             }
-            Some(NodeEnum::RangeFunction(range)) => {
-                for function in &range.functions {
-                    self.expression(function, scope);
-                }
-                if !range.coldeflist.is_empty() {
-                    self.deny("it calls a function in FROM with a list of column definitions");
-                }
-                // A function's columns are values made from the row beside it, never a copy. Its
-                // column names are not known here, so they must be asked for by its alias.
-                scope.functions.extend(range.alias.iter().map(|it| it.aliasname.clone()));
-            }
+            Some(NodeEnum::RangeFunction(range)) => self.range_function(range, scope),
             _ => self.deny("it has something in FROM that onelog does not understand"),
         }
+    }
+
+    /// A column of a nullable LATERAL that copies a row from outside is NULL where the LATERAL has
+    /// no row, though the copied row is there.
+    fn unless_outer(&self, column: Output) -> Output {
+        let outer = column.origin.alternatives().iter().any(|it| match it {
+            Origin::Column(ColumnOf { occurrence, .. }) | Origin::Expression { occurrence, .. } => {
+                !self.occurrences[*occurrence].nullable
+            }
+            Origin::OneOf { .. } | Origin::Opaque => false,
+        });
+        if outer { Output { name: column.name, ..Output::opaque() } } else { column }
     }
 
     fn add_range(
@@ -381,7 +369,7 @@ impl<'a> Walk<'a> {
         let columns = facts.columns.iter().map(|it| Output {
             name: it.name.clone(),
             origin: Origin::Column(ColumnOf { occurrence, column: it.name.clone() }),
-            collapsed: false,
+            collapsed: Collapsed::No,
         });
         let columns = columns.collect();
         self.add_range((range.alias.as_ref(), &range.relname), columns, Some(occurrence), scope);
@@ -451,7 +439,7 @@ impl<'a> Walk<'a> {
         for output in [&u, &v] {
             self.read(&output.origin);
         }
-        let (name, collapsed) = (column.to_owned(), u.collapsed || v.collapsed);
+        let (name, collapsed) = (column.to_owned(), u.collapsed.max(v.collapsed));
         let origin = match JoinType::try_from(jointype) {
             Ok(JoinType::JoinInner | JoinType::JoinLeft) => u.origin,
             Ok(JoinType::JoinRight) => v.origin,
@@ -461,11 +449,15 @@ impl<'a> Walk<'a> {
         scope.merged.push(Merged { column, ranges: left.start..right.end });
     }
 
-    /// Counts a column as read.
+    /// Counts a column as read, and those that it is generated from.
     pub(super) fn read(&mut self, origin: &Origin) {
         if let Origin::Column(of) = origin {
             let table = self.occurrences[of.occurrence].table.clone();
-            self.columns_read.entry(table).or_default().insert(of.column.clone());
+            let facts = self.input.tables.get(&table).and_then(|it| it.column(&of.column));
+            let from = facts.and_then(generated_from).map(|it| columns_of(&it)).unwrap_or_default();
+            let read = self.columns_read.entry(table).or_default();
+            read.insert(of.column.clone());
+            read.extend(from);
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Error};
 
 use super::family::{Family, families};
 use crate::mapping::fingerprint::Fingerprint;
-use crate::mapping::impact::facts::{ColumnFacts, FunctionFacts, TableFacts, Volatility};
+use crate::mapping::impact::facts::{ColumnFacts, FunctionFacts, Nested, TableFacts, Volatility};
 use crate::mapping::plan::{Source, TableName};
 use crate::relation::ReplicaIdentity;
 
@@ -80,11 +80,25 @@ const COLUMNS_SQL: &str = "\
         WHERE o.opcdefault AND o.opcintype = CASE \
           WHEN t.typtype = 'e' THEN 'pg_catalog.anyenum'::pg_catalog.regtype::oid \
           WHEN t.oid = 1043 OR t.typbasetype = 1043 THEN 25 \
-          WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END) \
+          WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END), \
+      CASE WHEN k.oid <> t.typcollation THEN \
+        pg_catalog.concat_ws('.', pg_catalog.quote_ident(kn.nspname), \
+          pg_catalog.quote_ident(k.collname)) END, \
+      e.oid, pg_catalog.format_type(e.oid, NULL), \
+      CASE WHEN e.typtype = 'd' THEN e.typbasetype ELSE e.oid END, e.typtype = 'e' \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+    LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A' AND t.typlen = -1 \
     LEFT JOIN pg_catalog.pg_collation k ON k.oid = a.attcollation \
+    LEFT JOIN pg_catalog.pg_namespace kn ON kn.oid = k.collnamespace \
     WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped \
     ORDER BY a.attrelid, a.attnum";
+
+/// `adbin` names the functions, by which it is told whether onelog may compute the column too.
+const GENERATED_SQL: &str = "\
+    SELECT d.adrelid, a.attname::text, pg_catalog.pg_get_expr(d.adbin, d.adrelid), d.adbin::text \
+    FROM pg_catalog.pg_attrdef d JOIN pg_catalog.pg_attribute a \
+      ON a.attrelid = d.adrelid AND a.attnum = d.adnum \
+    WHERE d.adrelid = ANY($1) AND a.attgenerated <> ''";
 
 const FUNCTIONS_SQL: &str = "\
     SELECT DISTINCT p.proname::text, \
@@ -96,8 +110,16 @@ const FUNCTIONS_SQL: &str = "\
 /// timestamp, timestamptz, numeric, uuid. Floats are left out: JSON spells some otherwise.
 const CARRIERS: &[u32] = &[16, 20, 21, 23, 25, 1043, 1082, 1114, 1184, 1700, 2950];
 
+const JSONB_OID: u32 = 3802;
+
+/// Of functions that initdb made.
+const USER_OID_MIN: u32 = 16_384;
+
 /// Carriers whose text in an image is not what `::text` prints: timestamp, timestamptz.
 const OTHER_TEXT: &[u32] = &[1114, 1184];
+
+/// What stands before a function's OID in a tree.
+const FUNCTION_MARKERS: &[&str] = &[":funcid ", ":opfuncid ", ":aggfnoid ", ":winfnoid "];
 
 /// Follows a view to everything that it reads.
 pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Result<Reached, Error> {
@@ -112,8 +134,7 @@ pub(super) async fn reach(client: &Client, view: u32, publication: &str) -> Resu
         let row = client.query_one(VIEW_SQL, &[&view]).await?;
         let tree: &str = row.get(1);
         relations.extend(numbers_after(tree, &[":relid "]));
-        functions
-            .extend(numbers_after(tree, &[":funcid ", ":opfuncid ", ":aggfnoid ", ":winfnoid "]));
+        functions.extend(numbers_after(tree, FUNCTION_MARKERS));
         for row in client.query(DEPENDENCIES_SQL, &[&view]).await? {
             let relation: u32 = row.get(0);
             relations.insert(relation);
@@ -241,6 +262,18 @@ async fn add_tables(
     for row in client.query(COLUMNS_SQL, &[&oids]).await? {
         columns.entry(row.get(0)).or_default().push(column_facts(&row));
     }
+    for row in client.query(GENERATED_SQL, &[&oids]).await? {
+        let (name, tree): (&str, &str) = (row.get(1), row.get(3));
+        let built_in = numbers_after(tree, FUNCTION_MARKERS).iter().all(|it| *it < USER_OID_MIN);
+        let of =
+            columns.get_mut(&row.get(0)).and_then(|it| it.iter_mut().find(|it| it.name == name));
+        // Whoever inherits the column may have another expression.
+        let oid: u32 = row.get(0);
+        let alone = families.get(&oid).is_some_and(|it| it.members.iter().all(|it| it.oid == oid));
+        if let (Some(column), true) = (of, built_in && alone) {
+            column.expression = row.get(2);
+        }
+    }
     let (mut primary, mut chosen) = (BTreeMap::new(), BTreeMap::new());
     let members: Vec<u32> = families.values().flat_map(|it| &it.members).map(|it| it.oid).collect();
     for row in client.query(IDENTITY_SQL, &[&members]).await? {
@@ -296,13 +329,25 @@ async fn add_tables(
 
 fn column_facts(row: &tokio_postgres::Row) -> ColumnFacts {
     let (base, is_enum, deterministic): (u32, bool, bool) = (row.get(4), row.get(5), row.get(7));
+    let carrier = |base: u32, is_enum: bool| (is_enum || CARRIERS.contains(&base)) && deterministic;
+    let element: Option<(u32, u32)> = row.get::<_, Option<u32>>(10).zip(row.get(12));
+    let nested = match element {
+        _ if base == JSONB_OID => Some(Nested::Json),
+        Some((type_oid, base)) if carrier(base, row.get(13)) => {
+            Some(Nested::Array { type_oid, type_name: row.get(11) })
+        }
+        Some(_) | None => None,
+    };
     ColumnFacts {
         name: row.get(1),
         type_oid: row.get(2),
         type_name: row.get(3),
-        carrier: (is_enum || CARRIERS.contains(&base)) && deterministic,
+        carrier: carrier(base, is_enum),
         same_text: is_enum || !OTHER_TEXT.contains(&base),
         equal_image: row.get::<_, bool>(8) && deterministic,
         generated: row.get(6),
+        expression: None,
+        nested,
+        collation: row.get(9),
     }
 }

@@ -1,0 +1,114 @@
+//! Which expressions are values of a row: they depend on nothing but the row, and are NULL where
+//! a nullable row is missing.
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{AExprKind, FuncCall, Node, TypeName};
+
+use super::level::{children, function_name};
+use super::walk::{Walk, text_of};
+
+/// Strict operators of built-in types.
+const OPERATORS: &[&str] = &[
+    "+", "-", "*", "/", "%", "||", "=", "<>", "<", "<=", ">", ">=", "->", "->>", "#>", "#>>", "~~",
+    "~",
+];
+
+/// NULL for a NULL to take apart, though Postgres does not call them strict.
+const NULL_OF_NULL: &[&str] = &["string_to_array", "string_to_table"];
+
+/// Types whose input and output read no catalog, by their names in it. Not so `regclass`, whose
+/// text changes as a table is renamed, and enums.
+const TYPES: &[&str] = &[
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "text",
+    "varchar",
+    "bpchar",
+    "uuid",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "jsonb",
+    "bytea",
+    "inet",
+    "cidr",
+    "macaddr",
+];
+
+/// Whether the value depends on the row only, and is NULL where a nullable row is missing.
+pub(super) fn allowed(walk: &Walk<'_>, node: &Node, nullable: bool) -> bool {
+    let all = || {
+        let parts = children(node).unwrap_or_default();
+        parts.into_iter().all(|it| allowed(walk, it, nullable))
+    };
+    match &node.node {
+        Some(NodeEnum::ColumnRef(_) | NodeEnum::AConst(_)) => true,
+        Some(NodeEnum::TypeCast(it)) => {
+            let Some(arg) = it.arg.as_deref() else { return false };
+            let constant = matches!(arg.node, Some(NodeEnum::AConst(_)));
+            allowed(walk, arg, nullable)
+                && (constant || it.type_name.as_ref().is_some_and(is_plain))
+        }
+        Some(NodeEnum::AExpr(it)) => {
+            // Plain operators are strict, all but a few; those are not made of one known sign.
+            let sign = it.name.first().and_then(text_of);
+            it.name.len() == 1
+                && it.kind() == AExprKind::AexprOp
+                && sign.is_some_and(|it| OPERATORS.contains(&it))
+                && all()
+        }
+        // These may make a value of NULLs.
+        Some(
+            NodeEnum::CoalesceExpr(_)
+            | NodeEnum::CaseExpr(_)
+            | NodeEnum::CaseWhen(_)
+            | NodeEnum::BoolExpr(_)
+            | NodeEnum::NullTest(_),
+        ) => !nullable && all(),
+        Some(NodeEnum::FuncCall(it)) => call_allowed(walk, it, nullable),
+        _ => false,
+    }
+}
+
+fn call_allowed(walk: &Walk<'_>, call: &FuncCall, nullable: bool) -> bool {
+    let Some(name) = function_name(call) else { return false };
+    let plain = call.over.is_none()
+        && call.agg_order.is_empty()
+        && call.agg_filter.is_none()
+        && !call.agg_star
+        && !call.agg_distinct;
+    let args = || call.args.iter().all(|it| allowed(walk, it, nullable));
+    if name == "unnest" && plain {
+        // `= ANY (array)` is rewritten to it. An array of NULLs has no element that equals any.
+        return match &call.args[..] {
+            [Node { node: Some(NodeEnum::AArrayExpr(array)) }] => {
+                array.elements.iter().all(|it| allowed(walk, it, true))
+            }
+            [_] => args(),
+            _ => false,
+        };
+    }
+    let mut facts = walk.input.functions.iter().filter(|it| it.name == name).peekable();
+    let fits = |it: &super::facts::FunctionFacts| {
+        let strict = it.strict || NULL_OF_NULL.contains(&name);
+        it.obstacle().is_none() && !it.aggregate && (strict || !nullable)
+    };
+    plain && facts.peek().is_some() && facts.all(fits) && args()
+}
+
+fn is_plain(type_name: &TypeName) -> bool {
+    let names: Vec<&str> = type_name.names.iter().filter_map(text_of).collect();
+    let name = match names[..] {
+        [name] | ["pg_catalog", name] => name,
+        _ => return false,
+    };
+    TYPES.contains(&name)
+}
