@@ -65,6 +65,12 @@ pub const COMPUTED: &[Shape] = &[
         "k",
         &["c: in id", "w: in company_id", "n: n.id = w.kind_id + 1"],
     ),
+    (
+        "SELECT ('{a}'::text[] || w.url)::text AS k FROM company c LEFT JOIN website w ON w.company_id = c.id",
+        "k",
+        &["polls: the key k is not a column"],
+    ),
+    ("SELECT ('{a}'::text[] || w.url)::text AS k FROM website w", "k", &["w: by url"]),
     // Equal numbers, of which any one may be shown, have several texts.
     (
         "SELECT s.code::text AS k FROM (SELECT code FROM company GROUP BY code) s",

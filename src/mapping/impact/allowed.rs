@@ -13,6 +13,9 @@ const OPERATORS: &[&str] = &[
     "~",
 ];
 
+/// What `||` is between arrays: an element more, though it is NULL, makes a value of it.
+const OF_ARRAYS: &[&str] = &["array_append", "array_prepend", "array_cat"];
+
 /// NULL for a NULL to take apart, though Postgres does not call them strict.
 const NULL_OF_NULL: &[&str] = &["string_to_array", "string_to_table"];
 
@@ -58,11 +61,12 @@ pub(super) fn allowed(walk: &Walk<'_>, node: &Node, nullable: bool) -> bool {
                 && (constant || it.type_name.as_ref().is_some_and(is_plain))
         }
         Some(NodeEnum::AExpr(it)) => {
-            // Plain operators are strict, all but a few; those are not made of one known sign.
+            // Plain operators are strict, all but a few; of those only `||` is one of the known.
             let sign = it.name.first().and_then(text_of);
             it.name.len() == 1
                 && it.kind() == AExprKind::AexprOp
                 && sign.is_some_and(|it| OPERATORS.contains(&it))
+                && (sign != Some("||") || !nullable || !appends(walk))
                 && all()
         }
         // These may make a value of NULLs.
@@ -76,6 +80,11 @@ pub(super) fn allowed(walk: &Walk<'_>, node: &Node, nullable: bool) -> bool {
         Some(NodeEnum::FuncCall(it)) => call_allowed(walk, it, nullable),
         _ => false,
     }
+}
+
+/// Whether a `||` of the SQL may be one between arrays: which one is not told by its sign.
+fn appends(walk: &Walk<'_>) -> bool {
+    walk.input.functions.iter().any(|it| OF_ARRAYS.contains(&it.name.as_str()))
 }
 
 fn call_allowed(walk: &Walk<'_>, call: &FuncCall, nullable: bool) -> bool {
