@@ -104,6 +104,29 @@ async fn a_moved_row_leaves_one_document_and_enters_another() {
     world.check_documents().await;
 }
 
+/// SQL tells apart what is the same JSON, and so the same in both images of an update.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_images_do_not_show_is_followed() {
+    let table = "CREATE TABLE item (id int PRIMARY KEY, j jsonb, t json, f float8, a int[]);
+                 ALTER TABLE item REPLICA IDENTITY FULL;
+                 INSERT INTO item VALUES (1, 'null', '{}', 0, '{1,2}')";
+    let world = World::new("unseen", Wishes { instead: Some(table), ..Wishes::default() }).await;
+    let mapping = "[[denormalization]]\ncollection = \"item\"\nkey = \"id\"\nsql = \"SELECT id, \
+                   j IS NULL AS j, t::text AS t, f::text AS f, a[1] AS a FROM item\"";
+    std::fs::write(world.mappings.join("item.toml"), mapping).expect("a mapping file");
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let (client, _connection) = world.client().await;
+    for change in ["j = NULL", "j = 'null'", "t = '{} '", "f = '-0'", "a = '[0:1]={1,2}'"] {
+        let sql = format!("UPDATE item SET {change}");
+        client.batch_execute(&sql).await.expect("the row changes");
+        world.quiet().await;
+        world.check_documents().await;
+    }
+    assert!(daemon.stop().await.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_sample_entry_has_a_path() {
     let world = World::new("paths_of_sample", Wishes { companies: 5, ..Wishes::default() }).await;

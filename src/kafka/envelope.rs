@@ -48,6 +48,11 @@ pub const NEW_KEY_HEADER: &str = "__debezium.newkey";
 /// Says on a `c` which key the row had before.
 pub const OLD_KEY_HEADER: &str = "__debezium.oldkey";
 
+/// Says on a `u` that the row has another value though `before` and `after` are the same JSON in
+/// that column: SQL's null and JSON's, a float's 0 and -0, arrays that count from another number.
+/// SQL tells them apart, so that documents may differ.
+pub const UNSEEN_HEADER: &str = "onelog.unseen-change";
+
 /// Why a change has no records.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {

@@ -21,6 +21,8 @@ pub const HEADER_LSN: &str = "source-lsn";
 pub const HEADER_TXID: &str = "source-txid";
 pub const HEADER_TIMELINE: &str = "source-timeline";
 pub const HEADER_SYSTEM: &str = "source-system";
+/// Of an update whose images do not show all that changed.
+pub const HEADER_UNSEEN: &str = crate::kafka::envelope::UNSEEN_HEADER;
 
 /// `op` of the envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct ChangeRecord<'a> {
     /// The old row, as far as the replica identity has it.
     pub before: Option<Image<'a>>,
     pub after: Option<Image<'a>>,
+    /// A column's value changed though both images have the same JSON for it.
+    pub unseen: bool,
     /// The transaction that whoever re-reads must see.
     pub cause: Cause,
     /// `system_identifier` of the cluster it comes from.
@@ -151,6 +155,7 @@ pub fn parse<'a>(
         table: envelope.source.table,
         before: envelope.before.map(Image),
         after: envelope.after.map(Image),
+        unseen: headers.unseen.is_some(),
         cause: Cause {
             timeline: number(HEADER_TIMELINE, headers.timeline)?,
             xid: number(HEADER_TXID, headers.txid)?,
@@ -167,6 +172,7 @@ struct Headers<'a> {
     txid: Option<&'a [u8]>,
     timeline: Option<&'a [u8]>,
     system: Option<&'a [u8]>,
+    unseen: Option<&'a [u8]>,
 }
 
 impl<'a> Headers<'a> {
@@ -178,6 +184,7 @@ impl<'a> Headers<'a> {
                 HEADER_TXID => &mut headers.txid,
                 HEADER_TIMELINE => &mut headers.timeline,
                 HEADER_SYSTEM => &mut headers.system,
+                HEADER_UNSEEN => &mut headers.unseen,
                 _ => continue,
             };
             if place.is_none() {
@@ -274,8 +281,9 @@ impl ChangeRecord<'_> {
     ///
     /// Only an update that has the old value of every column, the same text as the new one, does
     /// not count. A column that an image lacks, and a value that it could not have, counts as
-    /// changed: to refresh too often is only work. Under any identity but FULL an old NULL is
-    /// what an old value looks like that was not in the WAL, as in Debezium's envelopes.
+    /// changed: to refresh too often is only work. So does what capture has seen and the images do
+    /// not show. Under any identity but FULL an old NULL is what an old value looks like that was
+    /// not in the WAL, as in Debezium's envelopes.
     pub fn columns_changed_under(
         &self,
         identity: ReplicaIdentity,
@@ -284,6 +292,9 @@ impl ChangeRecord<'_> {
         let (Op::Update, Some(before), Some(after)) = (self.op, &self.before, &self.after) else {
             return true;
         };
+        if self.unseen {
+            return true;
+        }
         let full = identity == ReplicaIdentity::Full;
         let unchanged =
             |old: &str, new: &str| old == new && (full || old != "null") && !is_unavailable(old);
@@ -434,6 +445,10 @@ mod tests {
         let text = envelope("u", null, null);
         let record = parse(Some(text.as_bytes()), HEADERS).unwrap().unwrap();
         assert!(!record.columns_changed_under(ReplicaIdentity::Full, None));
+        // Capture has seen what the images do not show: JSON's null became SQL's.
+        let headers = HEADERS.into_iter().chain([(HEADER_UNSEEN, Some(&b"true"[..]))]);
+        let record = parse(Some(text.as_bytes()), headers).unwrap().unwrap();
+        assert!(record.columns_changed_under(ReplicaIdentity::Full, None));
     }
 
     proptest! {

@@ -54,6 +54,21 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether two values that differ may be the same JSON: JSON's null and SQL's, `json` with
+    /// white space around it, a float's 0 and -0, arrays that count from another number, and
+    /// whatever holds these.
+    pub fn is_ambiguous(&self) -> bool {
+        match self {
+            Self::Number | Self::Json | Self::Array { .. } | Self::Composite(_) => true,
+            Self::Bool
+            | Self::Text
+            | Self::Timestamp
+            | Self::TimestampTz
+            | Self::Hstore
+            | Self::Vector(_) => false,
+        }
+    }
+
     /// Whether a composite type is part of it: the one thing whose definition can change with no
     /// word of it in the stream.
     pub fn has_composite(&self) -> bool {

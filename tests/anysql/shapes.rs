@@ -39,7 +39,16 @@ impl Sql<'_> {
 
     fn of_p(&mut self) -> &'static str {
         self.pick(&[
-            "p.name", "p.n", "p.slug", "p.at", "p.tags", "p.body", "p.loud", "p.up_id", "p.t_id",
+            "p.name",
+            "p.n",
+            "p.slug",
+            "p.at",
+            "p.tags",
+            "p.body",
+            "p.loud",
+            "p.up_id",
+            "p.t_id",
+            "p.tags[1]",
         ])
     }
 
@@ -49,7 +58,14 @@ impl Sql<'_> {
 
     /// One more condition, or none, on p or c.
     fn and_p(&mut self) -> &'static str {
-        self.pick(&["true", "p.name <> ''", "p.n > 1", "p.slug IS NOT NULL", "p.body ? 's'"])
+        self.pick(&[
+            "true",
+            "p.name <> ''",
+            "p.n > 1",
+            "p.slug IS NOT NULL",
+            "p.body ? 's'",
+            "p.body IS NOT NULL",
+        ])
     }
 
     fn and_c(&mut self) -> &'static str {

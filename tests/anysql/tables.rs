@@ -172,12 +172,13 @@ impl Tables {
                 ["'x'", "'y'", "'z'", "NULL"].choose(random).unwrap().to_string()
             }
             "body" => {
-                [r#"'{"items": [{"n": 1}, {"n": 2}], "s": "x"}'"#, r#"'{"items": []}'"#, "NULL"]
-                    .choose(random)
-                    .unwrap()
-                    .to_string()
+                let items = r#"'{"items": [{"n": 1}, {"n": 2}], "s": "x"}'"#;
+                [items, r#"'{"items": []}'"#, "'null'", "NULL"].choose(random).unwrap().to_string()
             }
-            "tags" => ["'{a,b}'", "'{}'", "'{b,NULL}'", "NULL"].choose(random).unwrap().to_string(),
+            "tags" => ["'{a,b}'", "'[0:1]={a,b}'", "'{}'", "'{b,NULL}'", "NULL"]
+                .choose(random)
+                .unwrap()
+                .to_string(),
             "at" => ["'2026-01-02 03:04:05+02'", "'2026-01-02 23:30:00Z'", "NULL"]
                 .choose(random)
                 .unwrap()

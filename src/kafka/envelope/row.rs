@@ -77,6 +77,27 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
+    /// Whether a column's value is another than in the old row, though both are the same JSON.
+    pub(super) fn differs_unseen(self, old: Row<'_>) -> Result<bool, EnvelopeError> {
+        for &nth in &self.shape.ambiguous {
+            let in_both = !old.identity_only || self.shape.relation.columns[nth].in_identity;
+            let (before, after) = (old.datum(nth), self.datum(nth));
+            let sent = before != Datum::UnchangedToast && after != Datum::UnchangedToast;
+            if in_both && sent && before != after {
+                // Written again: so it is for a value that did change, and no other.
+                let (mut one, mut other) = (Vec::new(), Vec::new());
+                old.write_column(nth, &mut one)?;
+                self.write_column(nth, &mut other)?;
+                // Behind the column's name. White space around a value is none of JSON's.
+                let start = self.shape.names[nth].len();
+                if one[start..].trim_ascii() == other[start..].trim_ascii() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     fn datum(self, nth: usize) -> Datum<'a> {
         let in_identity = self.shape.relation.columns[nth].in_identity;
         if self.identity_only && !in_identity {

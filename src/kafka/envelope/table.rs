@@ -7,6 +7,9 @@ use super::source::push_text;
 use crate::postgres::text::{Kind, TypeKinds};
 use crate::relation::{Relation, ReplicaIdentity};
 
+/// Numbers that have one text each: int8, int2, int4, numeric. A float has two zeros.
+const EXACT: [u32; 4] = [20, 21, 23, 1700];
+
 /// A table as its records need it; of one [`Relation`], so that a changed table has a new one.
 #[derive(Debug, Clone)]
 pub struct TableShape {
@@ -16,6 +19,8 @@ pub struct TableShape {
     pub key_columns: Vec<usize>,
     /// How each column is written.
     pub kinds: Vec<Kind>,
+    /// The columns of which two values may be the same JSON.
+    pub(super) ambiguous: Vec<usize>,
     /// `"name":` for each column.
     pub(super) names: Vec<Box<[u8]>>,
     /// `"schema":"…","table":"…"`
@@ -40,7 +45,11 @@ impl TableShape {
                 oid: column.type_oid,
             })
         };
-        let kinds = relation.columns.iter().map(kind_of).collect::<Result<_, _>>()?;
+        let kinds: Vec<Kind> = relation.columns.iter().map(kind_of).collect::<Result<_, _>>()?;
+        let is_ambiguous = |nth: &usize| {
+            kinds[*nth].is_ambiguous() && !EXACT.contains(&relation.columns[*nth].type_oid)
+        };
+        let ambiguous = (0..kinds.len()).filter(is_ambiguous).collect();
         let name = |column: &crate::relation::Column| {
             let mut name = Vec::new();
             push_text(&column.name, &mut name);
@@ -53,7 +62,7 @@ impl TableShape {
         source.extend_from_slice(br#","table":"#);
         push_text(&relation.name, &mut source);
         let key_columns = key_columns(&relation, primary_key);
-        Ok(Self { relation, topic, key_columns, kinds, names, source: source.into() })
+        Ok(Self { relation, topic, key_columns, kinds, ambiguous, names, source: source.into() })
     }
 }
 

@@ -197,6 +197,55 @@ fn toasted_values_come_from_the_old_row_or_are_said_to_be_missing() {
     assert_eq!(missing, Some(EnvelopeError::KeyNotSent { relation, column }));
 }
 
+/// What SQL tells apart and JSON does not: a reader of the images alone would see no change.
+#[test]
+fn a_change_that_the_images_do_not_show_is_said() {
+    let types = [("id", 20), ("j", 3802), ("t", 114), ("f", 701), ("a", 1007), ("n", 1700)];
+    let columns = types.map(|(name, type_oid)| Column {
+        name: name.to_owned(),
+        type_oid,
+        type_modifier: -1,
+        in_identity: true,
+    });
+    let relation = Relation {
+        replica_identity: ReplicaIdentity::Full,
+        columns: columns.into(),
+        ..(*shape(ReplicaIdentity::Full, &["id"]).relation).clone()
+    };
+    let key = ["id".to_owned()];
+    let shape =
+        TableShape::new(Arc::new(relation), "app.t".into(), &key, &TypeKinds::new()).unwrap();
+    let row = |nth: usize, value: Option<&str>| {
+        let mut row = [Datum::Null; 6];
+        row[0] = Datum::Text(b"1");
+        row[nth] = value.map_or(Datum::Null, |it| Datum::Text(it.as_bytes()));
+        Tuple::from_datums(row)
+    };
+    let cases = [
+        (1, None, Some("null"), true),
+        (1, Some("null"), None, true),
+        (1, None, None, false),
+        (1, Some("null"), Some("null"), false),
+        (1, Some("null"), Some("1"), false),
+        (1, Some(r#"{"a": null}"#), Some(r#"{"a": null}"#), false),
+        (2, Some(" null"), None, true),
+        (2, Some("{}"), Some("{}\n"), true),
+        (2, Some("{}"), Some("{ }"), false),
+        (3, Some("0"), Some("-0"), true),
+        (3, Some("0"), Some("1"), false),
+        (4, Some("{1,2}"), Some("[0:1]={1,2}"), true),
+        (4, Some("{1,2}"), Some("{1,3}"), false),
+        (5, Some("1.0"), Some("1.00"), false),
+    ];
+    for (nth, before, after, unseen) in cases {
+        let old = OldRow::Full(row(nth, before));
+        let found = records(&shape, &update(&shape, Some(old), row(nth, after)));
+        let said = unseen.then(|| (UNSEEN_HEADER, json!(true)));
+        assert_eq!(found[0].2, said, "{nth}: {before:?} {after:?}");
+        assert!(!unseen || found[0].1["before"] == found[0].1["after"], "it can be seen");
+    }
+}
+
 #[test]
 fn keys_are_the_primary_key_or_the_identity_index_or_none() {
     use ReplicaIdentity::*;

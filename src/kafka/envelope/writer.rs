@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::row::Row;
 use super::source::{SourceContext, SourceParts, TransactionContext, write_tail};
-use super::{EnvelopeError, NEW_KEY_HEADER, OLD_KEY_HEADER, TRUNCATE_KEY, TableShape, message};
+use super::{
+    EnvelopeError, NEW_KEY_HEADER, OLD_KEY_HEADER, TRUNCATE_KEY, TableShape, UNSEEN_HEADER, message,
+};
 use crate::change::{Change, LogicalMessage, OldRow, Tuple};
 use crate::lsn::Lsn;
 
@@ -54,6 +56,8 @@ pub struct EnvelopeWriter {
 /// Which records the filled buffers are.
 enum Outcome {
     Row,
+    /// A row of which the images do not show all that changed.
+    Unseen,
     Delete,
     /// The key changed: a delete in `old_key` and `delete_value`, a row in `key` and `value`.
     Move,
@@ -185,7 +189,10 @@ impl EnvelopeWriter {
             }
         }
         write_envelope(&self.source, (b'u', at), (old, Some(new)), &mut self.value)?;
-        Ok(Outcome::Row)
+        match old {
+            Some(old) if new.differs_unseen(old)? => Ok(Outcome::Unseen),
+            Some(_) | None => Ok(Outcome::Row),
+        }
     }
 
     fn records<'a>(&'a self, shape: &'a TableShape, outcome: &Outcome) -> Records<'a> {
@@ -199,6 +206,10 @@ impl EnvelopeWriter {
         let Self { key, old_key, value, delete_value, .. } = self;
         let all = match outcome {
             Outcome::Row => [Some(record(key, Some(value), None)), None, None],
+            Outcome::Unseen => {
+                let said = Some((UNSEEN_HEADER, &b"true"[..]));
+                [Some(record(key, Some(value), said)), None, None]
+            }
             Outcome::Delete => {
                 let tombstone = keyed.then(|| record(key, None, None));
                 [Some(record(key, Some(value), None)), tombstone, None]
