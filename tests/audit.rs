@@ -4,6 +4,7 @@
 mod support;
 
 use elasticsearch::http::Method;
+use support::daemon::Daemon;
 use support::world::{PATIENCE, Wishes, World};
 use support::{eventually, traffic};
 
@@ -45,6 +46,48 @@ async fn a_corrupted_index_is_found_counted_and_repaired() {
     }
     assert_eq!(world.metric("onelog_audit_drift_total").await, Some(3.0));
     assert_eq!(world.metric("onelog_audit_undetermined_total").await, Some(0.0));
+    assert!(daemon.stop().await.success());
+}
+
+/// Nobody captures, so that a change can be seen in Postgres and never in the log, however long an
+/// audit looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_in_the_log_yet_is_no_drift() {
+    let tables = "CREATE TABLE item (id bigint PRIMARY KEY, name text NOT NULL);
+                  CREATE TABLE clock (id bigint PRIMARY KEY);
+                  INSERT INTO item VALUES (1, 'old'); INSERT INTO clock VALUES (1)";
+    let world = world("no_drift_yet", tables, "SELECT id, name FROM item").await;
+    let clock = "[[denormalization]]\ncollection = \"clock\"\nkey = \"id\"\n\
+                 sql = \"SELECT id FROM clock\"\n[collection.clock]\naudit_interval = \"1s\"\n";
+    std::fs::write(world.mappings.join("clock.toml"), clock).expect("a mapping file");
+    let daemon = world.start();
+    world.built().await;
+    world.quiet().await;
+    assert!(daemon.stop().await.success());
+
+    let log = world.folder.path().join("translator.log");
+    let translator = Daemon::start_with(&world.config, &log, &["--only", "translate"]);
+    let audits = |of: &str| {
+        let line = format!("swept collection=\"{of}\" purpose=\"audit\"");
+        translator.log_text().matches(&line).count()
+    };
+    // The next audit of the items begins after the change.
+    eventually("there are audits", PATIENCE, || async { (audits("item") > 0).then_some(()) }).await;
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE item SET name = 'new'").await.expect("updated");
+    // Other audits tell how long: an audit of the items has met the change meanwhile.
+    let before = audits("clock");
+    eventually("time goes by", PATIENCE, || async {
+        (audits("clock") >= before + 4).then_some(())
+    })
+    .await;
+    assert_eq!(world.metric("onelog_audit_drift_total").await, Some(0.0));
+    assert!(translator.stop().await.success());
+
+    let daemon = world.start();
+    world.quiet().await;
+    world.check_documents().await;
+    assert_eq!(world.metric("onelog_audit_drift_total").await, Some(0.0));
     assert!(daemon.stop().await.success());
 }
 

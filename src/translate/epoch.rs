@@ -44,6 +44,18 @@ impl Moment {
     }
 }
 
+/// How far the database is known to be after an answer to a question that was asked when `before`
+/// was known. None: it has gone back meanwhile.
+///
+/// The answer is not compared with what another question has brought since: the answers of two
+/// that run at once come in any order.
+pub fn newest(known: Moment, before: &Moment, answer: Moment) -> Option<Moment> {
+    if answer.is_before(before) {
+        return None;
+    }
+    Some(if answer.is_before(&known) { known } else { answer })
+}
+
 /// Asks the database how far it is.
 pub async fn moment(readers: &Readers) -> Result<Moment, ReadError> {
     let sql = "SELECT pg_current_wal_flush_lsn()::text".to_owned();
@@ -99,14 +111,30 @@ mod tests {
     const BEFORE: TranslateRecord =
         TranslateRecord { system_id: 7, timeline: 2, epoch: 3, number: 100, flush_lsn: Lsn(50) };
 
+    fn now(system_id: u64, timeline: u32, number: u64, flush_lsn: u64) -> Moment {
+        Moment { system_id, timeline, number, flush_lsn: Lsn(flush_lsn) }
+    }
+
+    #[test]
+    fn answers_to_two_questions_come_in_any_order() {
+        let at = |number| now(7, 2, number, number);
+        // What is known, what was known as it was asked, the answer.
+        let cases = [
+            ("in order", (at(5), at(5), at(6)), Some(at(6))),
+            ("nothing has happened", (at(5), at(5), at(5)), Some(at(5))),
+            ("overtaken", (at(7), at(5), at(6)), Some(at(7))),
+            ("restored", (at(5), at(5), at(4)), None),
+            ("restored, and overtaken", (at(7), at(5), at(4)), None),
+            ("less WAL", (at(5), at(5), now(7, 2, 6, 4)), None),
+            ("promoted", (at(5), at(5), now(7, 3, 6, 6)), Some(now(7, 3, 6, 6))),
+        ];
+        for (what, (known, before, answer), expected) in cases {
+            assert_eq!(newest(known, &before, answer), expected, "{what}");
+        }
+    }
+
     #[test]
     fn older_data_raises_the_epoch() {
-        let now = |system_id, timeline, number, flush_lsn| Moment {
-            system_id,
-            timeline,
-            number,
-            flush_lsn: Lsn(flush_lsn),
-        };
         let cases = [
             ("goes on", now(7, 2, 100, 50), 3, false),
             ("fewer transactions: restored", now(7, 2, 99, 50), 4, true),

@@ -61,13 +61,13 @@ impl Stage {
             Done::Buried(place) => {
                 self.offsets.done(place);
             }
-            // Not compared with what another question has brought meanwhile: the answers of two that
-            // run at once come in any order.
-            Done::Noted { before, now: Some(now) } if now.is_before(&before) => {
-                self.on_trouble(Some(Trouble::Moved));
+            Done::Noted { before, now: Some(now) } => {
+                match epoch::newest(self.noted, &before, now) {
+                    Some(newest) => self.noted = newest,
+                    None => self.on_trouble(Some(Trouble::Moved)),
+                }
             }
-            Done::Noted { now, .. } => self.noted = now.unwrap_or(self.noted),
-            Done::GivenUp => {}
+            Done::Noted { now: None, .. } | Done::GivenUp => {}
             Done::Fingerprint(taken) => self.on_fingerprint(taken),
             Done::Suspended(build) => self.suspended(build),
             Done::Missing(build) => {

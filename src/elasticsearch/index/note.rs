@@ -296,9 +296,24 @@ mod tests {
     }
 
     #[test]
-    fn our_note_comes_back_as_it_was() {
+    fn nothing_that_was_noted_of_a_retired_index_counts() {
+        let meta = meta();
+        let mut retired = meta.clone();
+        retired.retire(9);
+        assert!(
+            meta.is_relied_on() && !retired.is_relied_on(),
+            "it misses what changes from now on"
+        );
+        assert!(retired.era > meta.era, "a sweep that is under way marks nothing as whole");
+        assert!(!retired.rebuild && retired.instead_of.is_none(), "what was asked for is off");
+        assert_eq!(retired.retired_ms, Some(9));
+        retired.serve(10);
+        assert!(retired.is_relied_on() && retired.retired_ms.is_none(), "after a rollback");
+    }
+
+    fn meta() -> IndexMeta {
         let nests = [Nest::Top, Nest::Many("a".to_owned()), Nest::One("b".to_owned())];
-        let meta = IndexMeta {
+        IndexMeta {
             collection: "c".to_owned(),
             hash: "0123456789ab".to_owned(),
             generation: 2,
@@ -322,7 +337,12 @@ mod tests {
                     index_settings: "{\"a\":1}".to_owned(),
                 },
             }),
-        };
+        }
+    }
+
+    #[test]
+    fn our_note_comes_back_as_it_was() {
+        let meta = meta();
         assert_eq!(IndexMeta::from_json(&meta.to_json()), Some(meta));
         assert_eq!(IndexMeta::from_json(&json!({})), None);
     }
