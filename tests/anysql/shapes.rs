@@ -145,17 +145,25 @@ impl Sql<'_> {
             "anti-join" => format!("SELECT p.id AS k, {of_p} AS a FROM p LEFT JOIN c ON c.p_id = p.id AND {c} WHERE c.id IS NULL"),
             "or of exists" => format!("SELECT p.id AS k, {of_p} AS a FROM p WHERE p.t_id = {one} OR EXISTS (SELECT 1 FROM c WHERE c.p_id = p.id AND {c})"),
             "in as a value" => format!("SELECT p.id AS k, {one} IN (SELECT c.t_id FROM c WHERE c.p_id = p.id) AS has, {one}::{k} AS one FROM p"),
-            "join on expressions" => format!("SELECT p.id AS k, {of_p} AS a, c.id AS c, {of_c} AS b FROM p JOIN c ON lower(c.label) = lower(p.name) || '' WHERE {c}"),
-            "join on a cast" => "SELECT p.id AS k, c.id AS c, c.label FROM p LEFT JOIN c ON c.amount::text = p.body -> 'items' -> 0 ->> 'n'".to_owned(),
-            "jsonb key" => "SELECT p.body ->> 's' AS k, count(*) AS n, array_agg(p.id ORDER BY p.id) AS ids FROM p GROUP BY p.body ->> 's'".to_owned(),
-            "jsonb join" => format!("SELECT c.id AS k, p.id AS p, p.name FROM c JOIN p ON p.body ->> 's' = c.p_slug WHERE {c}"),
-            "any of an array" => "SELECT p.id AS k, t.id AS t, t.label FROM p JOIN t ON t.label = ANY (p.tags)".to_owned(),
-            "unnest key" => "SELECT x.tag AS k, array_agg(p.id ORDER BY p.id) AS ids, min(t.label) AS t FROM p LEFT JOIN t ON t.id = p.t_id, unnest(p.tags) x(tag) GROUP BY x.tag".to_owned(),
-            "jsonb elements as the key" => "SELECT e.value ->> 'n' AS k, p.id, p.name FROM p, jsonb_array_elements(p.body -> 'items') e(value)".to_owned(),
-            "generated key" => "SELECT p.loud AS k, p.id, t.label FROM p LEFT JOIN t ON t.id = p.t_id WHERE p.name <> ''".to_owned(),
-            "join on a generated column" => format!("SELECT c.id AS k, p.id AS p, p.n FROM c JOIN p ON p.loud = upper(c.label) WHERE {c}"),
-            "or of columns" => format!("SELECT p.id AS k, c.id AS c, {of_c} AS b FROM p JOIN c ON c.p_id = p.id OR c.p_slug = p.slug AND {c}"),
-            other => panic!("no SQL for {other}"),
+            other => computed(other, (of_p, of_c, c)),
         }
+    }
+}
+
+/// Shapes whose keys and links are computed from one row.
+#[rustfmt::skip]
+fn computed(shape: &str, (of_p, of_c, c): (&str, &str, &str)) -> String {
+    match shape {
+        "join on expressions" => format!("SELECT p.id AS k, {of_p} AS a, c.id AS c, {of_c} AS b FROM p JOIN c ON lower(c.label) = lower(p.name) || '' WHERE {c}"),
+        "join on a cast" => "SELECT p.id AS k, c.id AS c, c.label FROM p LEFT JOIN c ON c.amount::text = p.body -> 'items' -> 0 ->> 'n'".to_owned(),
+        "jsonb key" => "SELECT p.body ->> 's' AS k, count(*) AS n, array_agg(p.id ORDER BY p.id) AS ids FROM p GROUP BY p.body ->> 's'".to_owned(),
+        "jsonb join" => format!("SELECT c.id AS k, p.id AS p, p.name FROM c JOIN p ON p.body ->> 's' = c.p_slug WHERE {c}"),
+        "any of an array" => "SELECT p.id AS k, t.id AS t, t.label FROM p JOIN t ON t.label = ANY (p.tags)".to_owned(),
+        "unnest key" => "SELECT x.tag AS k, array_agg(p.id ORDER BY p.id) AS ids, min(t.label) AS t FROM p LEFT JOIN t ON t.id = p.t_id, unnest(p.tags) x(tag) GROUP BY x.tag".to_owned(),
+        "jsonb elements as the key" => "SELECT e.value ->> 'n' AS k, p.id, p.name FROM p, jsonb_array_elements(p.body -> 'items') e(value)".to_owned(),
+        "generated key" => "SELECT p.loud AS k, p.id, t.label FROM p LEFT JOIN t ON t.id = p.t_id WHERE p.name <> ''".to_owned(),
+        "join on a generated column" => format!("SELECT c.id AS k, p.id AS p, p.n FROM c JOIN p ON p.loud = upper(c.label) WHERE {c}"),
+        "or of columns" => format!("SELECT p.id AS k, c.id AS c, {of_c} AS b FROM p JOIN c ON c.p_id = p.id OR c.p_slug = p.slug AND {c}"),
+        other => panic!("no SQL for {other}"),
     }
 }

@@ -252,16 +252,12 @@ impl Relation {
     }
 }
 
-async fn add_tables(
+/// What generated columns are computed from.
+async fn add_expressions(
     client: &Client,
-    (relations, families): (&BTreeMap<u32, Relation>, BTreeMap<u32, Family>),
-    reached: &mut Reached,
+    (oids, families): (&[u32], &BTreeMap<u32, Family>),
+    columns: &mut BTreeMap<u32, Vec<ColumnFacts>>,
 ) -> Result<(), Error> {
-    let oids: Vec<u32> = relations.keys().copied().collect();
-    let mut columns: BTreeMap<u32, Vec<ColumnFacts>> = BTreeMap::new();
-    for row in client.query(COLUMNS_SQL, &[&oids]).await? {
-        columns.entry(row.get(0)).or_default().push(column_facts(&row));
-    }
     for row in client.query(GENERATED_SQL, &[&oids]).await? {
         let (name, tree): (&str, &str) = (row.get(1), row.get(3));
         let built_in = numbers_after(tree, FUNCTION_MARKERS).iter().all(|it| *it < USER_OID_MIN);
@@ -274,6 +270,20 @@ async fn add_tables(
             column.expression = row.get(2);
         }
     }
+    Ok(())
+}
+
+async fn add_tables(
+    client: &Client,
+    (relations, families): (&BTreeMap<u32, Relation>, BTreeMap<u32, Family>),
+    reached: &mut Reached,
+) -> Result<(), Error> {
+    let oids: Vec<u32> = relations.keys().copied().collect();
+    let mut columns: BTreeMap<u32, Vec<ColumnFacts>> = BTreeMap::new();
+    for row in client.query(COLUMNS_SQL, &[&oids]).await? {
+        columns.entry(row.get(0)).or_default().push(column_facts(&row));
+    }
+    add_expressions(client, (&oids, &families), &mut columns).await?;
     let (mut primary, mut chosen) = (BTreeMap::new(), BTreeMap::new());
     let members: Vec<u32> = families.values().flat_map(|it| &it.members).map(|it| it.oid).collect();
     for row in client.query(IDENTITY_SQL, &[&members]).await? {
