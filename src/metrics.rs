@@ -147,7 +147,8 @@ metrics! {
     elasticsearch_items_total: IntCounterVec ["collection", "outcome"],
     /// Duration of a bulk request.
     elasticsearch_bulk_seconds: Histogram [],
-    /// Documents or records sent to the dead-letter topic, by reason.
+    /// What was sent to the dead-letter topic: a document, a record of the log, an event of the outbox,
+    /// a change that is too large.
     dead_letters_total: IntCounterVec ["reason"],
     /// Sweeps that are running or owed, by collection.
     sweeps_pending: IntGaugeVec ["collection"],
@@ -189,7 +190,7 @@ impl Metrics {
         for way in ["table", "message"] {
             self.outbox_events_total.with_label_values(&[way]);
         }
-        for reason in ["document", "record", "outbox"] {
+        for reason in ["document", "record", "outbox", "change"] {
             self.dead_letters_total.with_label_values(&[reason]);
         }
         for kind in ["context", "outbox", "own", "foreign"] {

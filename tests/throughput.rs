@@ -24,6 +24,8 @@ mod documents;
 mod drain;
 #[path = "throughput/fan_out.rs"]
 mod fan_out;
+#[path = "throughput/large.rs"]
+mod large;
 #[path = "throughput/load.rs"]
 mod load;
 #[path = "throughput/report.rs"]
@@ -51,6 +53,12 @@ async fn capture_drain() {
 #[ignore = "a benchmark: make bench"]
 async fn capture_latency() {
     steady::measure().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench"]
+async fn capture_large() {
+    large::measure().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,11 +7,13 @@
 //! **Invariant:** an existing slot is taken over without a matching record only when a person asks
 //! (`adopt`), since changes may be missing then.
 
+use std::collections::HashSet;
+
 use crate::capture::{DELIVERY_SLACK, database, read_record};
 use crate::config::{Config, KafkaConfig};
 use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::OutRecord;
-use crate::kafka::producer::{POSTGRES_EPOCH_US, wanted_topic};
+use crate::kafka::producer::{AHEAD_MAX, POSTGRES_EPOCH_US, wanted_topic};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::kafka::topics::{self, TopicAction, TopicError, WantedTopic};
 use crate::lsn::Lsn;
@@ -86,7 +88,12 @@ pub async fn prepare_capture(
     let verb = if dry_run { "Would run" } else { "Ran" };
     said.extend(statements.iter().map(|it| format!("{verb}: {it}.")));
 
-    let wanted = wanted_topics(config, &client).await?;
+    let mut wanted = wanted_topics(config, &client).await?;
+    if AHEAD_MAX < wanted.len() {
+        let later = wanted.len() - AHEAD_MAX;
+        wanted.truncate(AHEAD_MAX);
+        said.push(format!("{later} more topics are made with the first change of their tables."));
+    }
     for action in topics::ensure_topics(&config.kafka, &wanted, dry_run).await? {
         said.push(match action {
             TopicAction::Fine { topic } => format!("Topic {topic} is as it should be."),
@@ -123,12 +130,13 @@ async fn check_server(client: &Client) -> Result<(), PrepareError> {
 async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTopic>, PrepareError> {
     let kafka: &KafkaConfig = &config.kafka;
     let mut wanted: Vec<WantedTopic> = WantedTopic::of_the_daemon(kafka).into();
+    let mut names = HashSet::new();
     let name = &config.postgres.publication_name;
     for table in publication::published_tables(client, name).await? {
         let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
         // Rows of an outbox go where each says.
         let is_outbox = config.outbox.has_topic(kafka, &topic);
-        if !is_outbox && wanted.iter().all(|it| it.name != topic) {
+        if !is_outbox && names.insert(topic.clone()) {
             wanted.push(wanted_topic(kafka, &topic, !table.key_columns().is_empty()));
         }
     }

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use crate::config::KafkaConfig;
 use crate::kafka::envelope::{EnvelopeError, Header, OutRecord};
-use crate::kafka::settings;
+use crate::kafka::settings::{self, BATCH_BYTES};
 use crate::kafka::topics::TopicError;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
@@ -62,9 +62,11 @@ pub enum ProduceError {
     /// librdkafka can't keep the order any more and needs a new producer.
     #[error("Kafka's idempotent producer failed for good")]
     Fatal(#[source] KafkaError),
+    /// The topic's limit was lowered since it was asked for, or is lower than a batch; or the key
+    /// alone is too large.
     #[error(
-        "the record with key {key} of topic {topic} is too large for Kafka ({size} bytes); raise \
-         max.message.bytes of the topic (and message.max.bytes in [kafka] properties)"
+        "Kafka does not take the record with key {key} of topic {topic} ({size} bytes), or one sent \
+         with it, for its size; raise max.message.bytes of the topic, to 1 MB at least"
     )]
     TooLarge { topic: String, key: String, size: usize },
     #[error("a batch waited {waited:?} before it could be sent: its slot may be another's by now")]
@@ -84,10 +86,12 @@ impl ProduceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Delivery { source, .. } => settings::is_transient(source),
+            // The next session asks for the limit anew, so that it is enough to raise it.
+            Self::TooLarge { .. } => true,
             Self::Fatal(_) | Self::Stale { .. } | Self::DrainTimedOut { .. } => true,
             Self::Envelope(error) => error.is_transient(),
             Self::Topic(error) => error.is_transient(),
-            Self::Client(_) | Self::TooLarge { .. } | Self::Order(_) => false,
+            Self::Client(_) | Self::Order(_) => false,
         }
     }
 }
@@ -461,9 +465,9 @@ fn refused(error: KafkaError, record: OutRecord<'_>) -> ProduceError {
     }
 }
 
-fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
+pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
     let delivery_ms = config.delivery_timeout.as_millis().to_string();
-    let settings: [(&str, &str); 12] = [
+    let settings: [(&str, &str); 11] = [
         ("enable.idempotence", "true"),
         ("acks", "all"),
         // librdkafka's idempotent producer has fewer on their way by itself: it holds the next
@@ -479,8 +483,6 @@ fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
         // hold. The defaults are 1 GiB and 100,000.
         ("queue.buffering.max.kbytes", "8192"),
         ("queue.buffering.max.messages", QUEUE_RECORDS),
-        // Half a megabyte a request: larger ones only add to memory and to latency.
-        ("batch.size", "524288"),
         ("batch.num.messages", "10000"),
         // The topic's own limit decides, not the client's default of 1 MB.
         ("message.max.bytes", "10485760"),
@@ -491,5 +493,7 @@ fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
     ];
     let mut all: Vec<_> = settings.iter().map(|&(name, it)| (name, it.to_owned())).collect();
     all.push(("message.timeout.ms", delivery_ms));
+    // Half a megabyte a request: larger ones only add to memory and to latency.
+    all.push(("batch.size", BATCH_BYTES.to_string()));
     all
 }

@@ -15,6 +15,7 @@ use crate::change::{Change, LogicalMessage};
 use crate::config::{KafkaConfig, OutboxConfig};
 use crate::kafka::delivery::{LogProducer, Place, ProduceError};
 use crate::kafka::envelope::{ChangeAt, EnvelopeWriter, Header, OutRecord, TableShape};
+use crate::kafka::producer::record_bytes_max;
 use crate::kafka::topics::{self, TopicFacts, TopicKind, WantedTopic};
 use crate::metrics::Metrics;
 use crate::outbox::row::OutboxTable;
@@ -25,10 +26,6 @@ use crate::relation::RelationId;
 /// Most topics that a session sends events to. One for each kind of aggregate is dozens; thousands
 /// come from an id in the aggregate's type, and would take the brokers down.
 const TOPICS_MAX: usize = 1000;
-
-/// Largest record that we send: it must fit into the producer's queue, whose limit is that of our
-/// memory (`queue.buffering.max.kbytes`).
-const RECORD_BYTES_MAX: usize = 8_000_000;
 
 /// The transaction that an event belongs to.
 #[derive(Clone, Copy)]
@@ -239,7 +236,7 @@ impl Outbox {
         let failed = |error| ProduceError::Topic(Arc::new(error));
         super::producer::see_to(&self.kafka, &[wanted]).await.map_err(failed)?;
         let mut facts = topics::facts(&self.kafka, topic).await.map_err(failed)?;
-        facts.max_message_bytes = facts.max_message_bytes.min(RECORD_BYTES_MAX);
+        facts.max_message_bytes = facts.max_message_bytes.min(record_bytes_max(&self.kafka));
         self.topics.insert(topic.to_owned(), facts);
         Ok(facts)
     }

@@ -9,12 +9,14 @@
 //!
 //! **Invariant:** what is sent to `confirmed` is durable in the progress topic.
 
+mod ahead;
+mod refused;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +32,13 @@ use crate::kafka::envelope::{
 };
 use crate::kafka::merge::Merge;
 use crate::kafka::outbox::{Of, Outbox};
+pub use crate::kafka::producer::ahead::AHEAD_MAX;
+use crate::kafka::producer::ahead::Ahead;
+pub(super) use crate::kafka::producer::ahead::see_to;
+pub(super) use crate::kafka::producer::refused::record_bytes_max;
+use crate::kafka::producer::refused::{Refused, Written};
 use crate::kafka::progress_record::{self, ProgressRecord};
-use crate::kafka::topics::{self, TopicAction, TopicError, TopicKind, WantedTopic};
+use crate::kafka::topics::{TopicKind, WantedTopic};
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::outbox::context::{self, ContextError};
@@ -111,64 +118,6 @@ pub async fn run_producer(
         return Ok(());
     }
     recorder.record_and_wait(true).await
-}
-
-/// Topics seen to at a time: the answer with the settings of each has some 3 KB.
-const AHEAD_MAX: usize = 200;
-
-/// Sees to the topics of the published tables while the stream goes on.
-struct Ahead {
-    config: KafkaConfig,
-    waiting: Vec<WantedTopic>,
-    task: JoinSet<Vec<Arc<str>>>,
-}
-
-impl Ahead {
-    fn new(session: &mut ProducerSession) -> Self {
-        let waiting = std::mem::take(&mut session.expected);
-        let mut ahead = Self { config: session.config.clone(), waiting, task: JoinSet::new() };
-        ahead.go_on();
-        ahead
-    }
-
-    fn go_on(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let rest = self.waiting.split_off(AHEAD_MAX.min(self.waiting.len()));
-        let wanted = std::mem::replace(&mut self.waiting, rest);
-        let config = self.config.clone();
-        self.task.spawn(async move {
-            match see_to(&config, &wanted).await {
-                Ok(()) => wanted.into_iter().map(|it| it.name.into()).collect(),
-                // Whatever it is, it is met again, and told, where the topic is needed.
-                Err(error) => {
-                    tracing::debug!(error = %with_causes(&error), "topics not seen to ahead");
-                    Vec::new()
-                }
-            }
-        });
-    }
-
-    /// The next topics that are fine; None when there are no more.
-    async fn next(&mut self) -> Option<Vec<Arc<str>>> {
-        let joined = self.task.join_next().await?;
-        self.go_on();
-        // One that panicked has said so; its topics are seen to where they are needed.
-        Some(joined.unwrap_or_default())
-    }
-}
-
-/// Sees to it that the topics are there, and tells what was done or differs.
-pub(super) async fn see_to(config: &KafkaConfig, wanted: &[WantedTopic]) -> Result<(), TopicError> {
-    for action in topics::ensure_topics(config, wanted, false).await? {
-        match action {
-            TopicAction::Fine { .. } => {}
-            TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
-            TopicAction::Drift { warning, .. } => tracing::warn!(warning, "topic differs"),
-        }
-    }
-    Ok(())
 }
 
 /// Writes progress records, one at a time.
@@ -264,6 +213,7 @@ struct Encoder {
     last_commit: Option<Lsn>,
     open: Option<TransactionSeq>,
     outbox: Outbox,
+    refused: Refused,
     /// Between a Begin and its Commit. `open` may be so before: see [`Encoder::message`].
     inside: bool,
     /// When the transaction committed, in milliseconds since 1970.
@@ -277,6 +227,7 @@ impl Encoder {
         let writer = EnvelopeWriter::new(&session.source);
         let outbox =
             Outbox::new(&session.outbox, &session.config, &session.producer, &session.metrics);
+        let refused = Refused::new(&session.config, &session.metrics);
         let newest = session.resume;
         Self {
             session,
@@ -288,6 +239,7 @@ impl Encoder {
             last_commit: None,
             open: None,
             outbox,
+            refused,
             inside: false,
             commit_ms: 0,
             newest,
@@ -301,6 +253,7 @@ impl Encoder {
             return Err(ProduceError::Stale { waited });
         }
         self.session.copies.listen();
+        self.see_to_topics(&batch.items).await?;
         for item in batch.items {
             match item {
                 Item::Shape(shape) => self.shape(shape).await?,
@@ -417,7 +370,14 @@ impl Encoder {
             if !copies.is_idle() && matches!(change, Change::Truncate { .. }) {
                 copies.note_truncate(&shape.topic, xid);
             }
-            for record in self.writer.write(shape, change, at)? {
+            let records = self.writer.write(shape, change, at)?;
+            if records.clone().any(refused::may_be_too_large) {
+                drop(records);
+                let shape = Arc::clone(shape);
+                self.send_large(&shape, Written::Change(change), at).await?;
+                continue;
+            }
+            for record in records {
                 if !copies.is_idle() {
                     copies.note(record.topic, record.key, xid);
                 }
@@ -428,8 +388,8 @@ impl Encoder {
     }
 
     /// The rows of a chunk, at their place: all that the stream does not have newer already.
-    async fn copied(&mut self, chunk: Chunk, at: ChangeAt) -> Result<(), ProduceError> {
-        self.topic(&chunk.shape).await?;
+    async fn copied(&mut self, mut chunk: Chunk, at: ChangeAt) -> Result<(), ProduceError> {
+        chunk.shape = self.with_topic(chunk.shape).await?;
         let seq = self.open.expect("the assembler refuses transactional messages outside of one");
         let context = self.context.clone().expect("a transaction is open");
         self.writer.begin_copy(&context);
@@ -443,14 +403,18 @@ impl Encoder {
                     break;
                 }
             };
-            for record in records {
-                if self.session.copies.admits(record.topic, record.key, &chunk.snapshot) {
-                    self.session.producer.send(seq, record, &self.headers).await?;
-                    published += 1;
-                } else {
-                    overtaken += 1;
-                }
+            // A row that was read is one record.
+            let Some(record) = records.into_iter().next() else { continue };
+            if !self.session.copies.admits(record.topic, record.key, &chunk.snapshot) {
+                overtaken += 1;
+                continue;
             }
+            if refused::may_be_too_large(record) {
+                self.send_large(&chunk.shape, Written::Read(row), at).await?;
+            } else {
+                self.session.producer.send(seq, record, &self.headers).await?;
+            }
+            published += 1;
         }
         self.writer.begin(&context);
         match refused {
@@ -461,10 +425,10 @@ impl Encoder {
         Ok(())
     }
 
-    async fn shape(&mut self, shape: Arc<TableShape>) -> Result<(), ProduceError> {
+    async fn shape(&mut self, mut shape: Arc<TableShape>) -> Result<(), ProduceError> {
         // Rows of an outbox go where each says.
         if !self.outbox.describe(&shape) {
-            self.topic(&shape).await?;
+            shape = self.with_topic(shape).await?;
         }
         self.shapes.insert(shape.relation.id, shape);
         Ok(())

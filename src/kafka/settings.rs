@@ -18,6 +18,9 @@ use crate::config::KafkaConfig;
 /// what a broker's restart usually takes to elect new leaders.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Most bytes of a batch of several records; a larger record has one of its own.
+pub const BATCH_BYTES: usize = 524_288;
+
 /// A client's settings: ours, then `own` of the stage, then the operator's.
 pub fn client_config(config: &KafkaConfig, own: &[(&str, String)]) -> ClientConfig {
     let mut client = ClientConfig::new();

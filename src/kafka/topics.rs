@@ -6,6 +6,7 @@
 //! **Invariant:** the number of partitions of a topic that exists is never changed, because the
 //! order of a key's records rests on it (A14).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Small, so that compaction (which leaves the active segment alone) keeps the topic short.
 const PROGRESS_SEGMENT: Duration = Duration::from_secs(600);
+
+/// Topics seen to at a time, however many there are: the answer with the settings of each has some
+/// 3 KB, and a controller takes no more than 10,000 partitions in one request.
+const TOPICS_AT_ONCE: usize = 200;
 
 /// What a topic is for, which decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,30 +167,41 @@ pub async fn ensure_topics(
         .map_err(failed("make a client for topics"))?;
     let admin = Arc::new(admin);
     let partitions = partition_counts(&admin).await.map_err(failed("list the topics"))?;
-
-    let (existing, missing): (Vec<_>, Vec<_>) =
-        wanted.iter().partition(|it| partitions.iter().any(|(name, _)| *name == it.name));
     let mut actions = Vec::with_capacity(wanted.len());
-    if !dry_run {
-        create(config, &admin, &missing).await?;
+    for some in wanted.chunks(TOPICS_AT_ONCE) {
+        let (existing, missing): (Vec<_>, Vec<_>) =
+            some.iter().partition(|it| partitions.contains_key(&it.name));
+        if !dry_run {
+            create(config, &admin, &missing).await?;
+        }
+        let created = missing.iter().map(|it| TopicAction::Created { topic: it.name.clone() });
+        actions.extend(created);
+        actions.extend(compare(config, &admin, (&existing, &partitions)).await?);
     }
-    for topic in missing {
-        actions.push(TopicAction::Created { topic: topic.name.clone() });
-    }
+    Ok(actions)
+}
+
+/// How topics that are there differ from what they should be.
+async fn compare(
+    config: &KafkaConfig,
+    admin: &AdminClient<DefaultClientContext>,
+    (existing, partitions): (&[&WantedTopic], &HashMap<String, usize>),
+) -> Result<Vec<TopicAction>, TopicError> {
+    let failed = |source| {
+        let brokers = config.brokers.clone();
+        TopicError::Kafka { doing: "read the settings of topics", brokers, source }
+    };
+    let mut actions = Vec::with_capacity(existing.len());
     let specifiers: Vec<_> = existing.iter().map(|it| ResourceSpecifier::Topic(&it.name)).collect();
     let described = match specifiers.is_empty() {
         true => Vec::new(),
-        false => admin
-            .describe_configs(&specifiers, &options())
-            .await
-            .map_err(failed("read the settings of topics"))?,
+        false => admin.describe_configs(&specifiers, &options()).await.map_err(failed)?,
     };
     for (topic, described) in existing.iter().zip(described) {
-        let described = described
-            .map_err(|code| failed("read the settings of topics")(KafkaError::AdminOp(code)))?;
+        let described = described.map_err(|code| failed(KafkaError::AdminOp(code)))?;
         let found: Vec<(&str, Option<&str>)> =
             described.entries.iter().map(|it| (it.name.as_str(), it.value.as_deref())).collect();
-        let count = partitions.iter().find(|it| it.0 == topic.name).map_or(0, |it| it.1);
+        let count = partitions.get(&topic.name).copied().unwrap_or(0);
         if topic.kind == TopicKind::Progress && count != 1 {
             return Err(TopicError::ProgressPartitions { topic: topic.name.clone(), found: count });
         }
@@ -203,10 +219,15 @@ pub struct TopicFacts {
     pub partitions: usize,
     /// Of a batch as it is stored, and so of a record.
     pub max_message_bytes: usize,
+    /// It refuses records without a key.
+    pub is_compacted: bool,
 }
 
 /// Kafka's default for `max.message.bytes`.
 const MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// What every topic of ours must take: a full batch with its head.
+const MAX_MESSAGE_BYTES_MIN: usize = settings::BATCH_BYTES + 1024;
 
 /// How often a topic that was just created is asked for again.
 const FACTS_POLL: Duration = Duration::from_millis(50);
@@ -230,12 +251,14 @@ pub async fn facts(config: &KafkaConfig, topic: &str) -> Result<TopicFacts, Topi
         let specifier = ResourceSpecifier::Topic(topic);
         let described =
             admin.describe_configs([&specifier], &options()).await.map_err(failed)?.pop();
-        let found = counts.into_iter().find(|it| it.0 == topic && 0 < it.1);
+        let found = counts.get(topic).copied().filter(|it| 0 < *it);
         match (found, described) {
-            (Some((_, partitions)), Some(Ok(described))) => {
+            (Some(partitions), Some(Ok(described))) => {
                 let limit = described.get("max.message.bytes").and_then(|it| it.value.as_ref());
                 let limit = limit.and_then(|it| it.parse().ok()).unwrap_or(MAX_MESSAGE_BYTES);
-                return Ok(TopicFacts { partitions, max_message_bytes: limit });
+                let policy = described.get("cleanup.policy").and_then(|it| it.value.as_ref());
+                let is_compacted = policy.is_some_and(|it| it.contains("compact"));
+                return Ok(TopicFacts { partitions, max_message_bytes: limit, is_compacted });
             }
             (_, Some(Err(code))) if give_up < Instant::now() => {
                 return Err(failed(KafkaError::AdminOp(code)));
@@ -258,7 +281,7 @@ fn options() -> AdminOptions {
 /// All topics with their numbers of partitions. Of all, as asking for one by name may create it.
 async fn partition_counts(
     admin: &Arc<AdminClient<DefaultClientContext>>,
-) -> Result<Vec<(String, usize)>, KafkaError> {
+) -> Result<HashMap<String, usize>, KafkaError> {
     let admin = Arc::clone(admin);
     let fetched = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(None, settings::REQUEST_TIMEOUT)?;
@@ -311,6 +334,13 @@ fn drift(brokers: &str, topic: &WantedTopic, found: &[(&str, Option<&str>)]) -> 
             cures.push(format!("{name}={wanted}"));
         }
     }
+    let limit =
+        found.iter().find(|it| it.0 == "max.message.bytes").and_then(|it| it.1?.parse().ok());
+    if limit.is_some_and(|it: usize| it < MAX_MESSAGE_BYTES_MIN) {
+        let limit = limit.unwrap_or(0);
+        differences.push(format!("max.message.bytes is {limit}, too small for a batch of records"));
+        cures.push(format!("max.message.bytes={MAX_MESSAGE_BYTES}"));
+    }
     if differences.is_empty() {
         return None;
     }
@@ -336,6 +366,10 @@ mod tests {
         let time = ("message.timestamp.type", Some("LogAppendTime"));
         let compact = ("cleanup.policy", Some("compact"));
         assert_eq!(drift("b:1", &topic, &[lag, time, compact]), None);
+        let small =
+            drift("b:1", &topic, &[lag, time, compact, ("max.message.bytes", Some("9000"))]);
+        let small = small.unwrap();
+        assert!(small.contains("is 9000, too small") && small.contains("bytes=1048588"), "{small}");
 
         let warning = drift("b:1", &topic, &[lag, ("cleanup.policy", Some("delete"))]).unwrap();
         assert_eq!(

@@ -5,6 +5,16 @@
 //! that a transaction of ten million rows costs no memory. The relations it remembers are at most
 //! the tables published, and cannot be forgotten, for Postgres does not send them twice.
 //!
+//! Why open transactions are not streamed to us (pgoutput's `streaming`, from protocol 2 on). What
+//! is not committed yet may be aborted, and must not be in the log: it would have to wait somewhere
+//! for its commit. In memory it has no bound. On our disk it would be what the walsender does on the
+//! primary's (it spills beyond `logical_decoding_work_mem`), written and read once more, and the
+//! daemon would have a state of its own. Not reading on until the commit comes is no choice either,
+//! since other transactions' changes are between. It would only begin earlier to decode a transaction
+//! that is still running; what follows its commit is bound by how fast we publish, not by the spill.
+//! The spill itself is spared by more memory for the walsender, which is an operator's choice, by
+//! `ALTER ROLE … SET logical_decoding_work_mem`: nothing that we send overrides it.
+//!
 //! Invariant: what it returns is Begin, changes, Commit, Begin, and so on; a Commit ends the
 //! transaction of its Begin. Only messages that are not transactional may stand between.
 

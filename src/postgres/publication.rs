@@ -17,7 +17,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use postgres_protocol::escape::escape_identifier;
 
 use tables::{Candidate, candidates};
-pub use tables::{DROPPED_TYPE, TableInfo, published_tables, tables};
+pub use tables::{DROPPED_TYPE, TableInfo, published_tables, table};
 
 use crate::postgres::query_error::QueryError;
 

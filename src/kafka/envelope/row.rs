@@ -62,15 +62,17 @@ impl<'a> Row<'a> {
         out.extend_from_slice(&self.shape.names[nth]);
         match self.datum(nth) {
             Datum::Null => out.extend_from_slice(b"null"),
-            Datum::UnchangedToast => {
-                out.push(b'"');
-                out.extend_from_slice(UNAVAILABLE_VALUE.as_bytes());
-                out.push(b'"');
-            }
+            Datum::UnchangedToast => write_placeholder(out),
             Datum::Text(text) => {
+                let start = out.len();
                 if let Err(source) = write_json(&self.shape.kinds[nth], text, out) {
                     let (relation, column) = self.name_of(nth);
                     return Err(EnvelopeError::Value { relation, column, source });
+                }
+                let is_long = self.shape.value_bytes_max < out.len() - start;
+                if is_long && !self.shape.key_columns.contains(&nth) {
+                    out.truncate(start);
+                    write_placeholder(out);
                 }
             }
         }
@@ -120,4 +122,10 @@ impl<'a> Row<'a> {
         let relation = &self.shape.relation;
         (relation.qualified_name(), relation.columns[nth].name.clone())
     }
+}
+
+fn write_placeholder(out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(UNAVAILABLE_VALUE.as_bytes());
+    out.push(b'"');
 }

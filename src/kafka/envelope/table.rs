@@ -21,6 +21,8 @@ pub struct TableShape {
     pub kinds: Vec<Kind>,
     /// The columns of which two values may be the same JSON.
     pub(super) ambiguous: Vec<usize>,
+    /// A longer value that is not of the key is left out: the placeholder stands for it.
+    pub value_bytes_max: usize,
     /// `"name":` for each column.
     pub(super) names: Vec<Box<[u8]>>,
     /// `"schema":"…","table":"…"`
@@ -62,7 +64,8 @@ impl TableShape {
         source.extend_from_slice(br#","table":"#);
         push_text(&relation.name, &mut source);
         let key_columns = key_columns(&relation, primary_key);
-        Ok(Self { relation, topic, key_columns, kinds, ambiguous, names, source: source.into() })
+        let (source, value_bytes_max) = (source.into(), usize::MAX);
+        Ok(Self { relation, topic, key_columns, kinds, ambiguous, value_bytes_max, names, source })
     }
 }
 

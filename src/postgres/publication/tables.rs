@@ -114,8 +114,8 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p
   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
 ORDER BY n.nspname, c.relname";
 
-/// All tables whose changes the stream brings, leaves instead of partitioned tables, and those
-/// whose OIDs are given as the text of an `oid[]`.
+/// All tables whose changes the stream brings, leaves instead of partitioned tables; and those whose
+/// OIDs are given as the text of an `oid[]`.
 const PUBLISHED_SQL: &str = "\
 WITH published AS (
   SELECT t.relid AS oid
@@ -177,16 +177,23 @@ pub async fn published_tables(
     client: &tokio_postgres::Client,
     publication: &str,
 ) -> Result<Vec<TableInfo>, PublicationError> {
-    tables(client, publication, &[]).await
+    tables(client, Some(publication), &[]).await
 }
 
-/// The same, and of `others`, published or not; of those that are gone it has nothing.
+/// The same of one table, published or not. None: it is gone.
 ///
 /// # Errors
 /// If the query fails.
-pub async fn tables(
+pub async fn table(
     client: &tokio_postgres::Client,
-    publication: &str,
+    id: RelationId,
+) -> Result<Option<TableInfo>, PublicationError> {
+    Ok(tables(client, None, &[id]).await?.pop())
+}
+
+async fn tables(
+    client: &tokio_postgres::Client,
+    publication: Option<&str>,
     others: &[RelationId],
 ) -> Result<Vec<TableInfo>, PublicationError> {
     let others: Vec<String> = others.iter().map(RelationId::to_string).collect();

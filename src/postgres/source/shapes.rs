@@ -22,7 +22,6 @@ use crate::relation::{Relation, RelationId, ReplicaIdentity};
 pub struct Shapes {
     client: Client,
     config: KafkaConfig,
-    publication: String,
     tables: HashMap<RelationId, TableInfo>,
     /// Relations that the stream has described: again means that they have changed.
     described: HashSet<RelationId>,
@@ -41,17 +40,15 @@ impl Shapes {
         config: &KafkaConfig,
         publication: &str,
     ) -> Result<Self, SourceError> {
-        let mut shapes = Self {
+        let tables = publication::published_tables(&client, publication).await?;
+        Ok(Self {
             client,
             config: config.clone(),
-            publication: publication.to_owned(),
-            tables: HashMap::new(),
+            tables: tables.into_iter().map(|it| (it.oid, it)).collect(),
             described: HashSet::new(),
             types: TypeKinds::new(),
             composites: HashMap::new(),
-        };
-        shapes.read_tables(&[]).await?;
-        Ok(shapes)
+        })
     }
 
     /// The topics of the tables that are published now, of those with a primary key: what another
@@ -74,7 +71,7 @@ impl Shapes {
         let again = !self.described.insert(relation.id);
         let known = self.tables.get(&relation.id);
         if again || !known.is_some_and(|it| describes(it, &relation)) {
-            self.read_tables(&[relation.id]).await?;
+            self.read_table(relation.id).await?;
         }
         self.read_types(&relation, again, xid).await?;
         self.make(relation)
@@ -125,12 +122,14 @@ impl Shapes {
         Ok(shape)
     }
 
-    /// Reads the published tables, and `others`, which may not be published any more.
-    async fn read_tables(&mut self, others: &[RelationId]) -> Result<(), SourceError> {
-        let tables = publication::tables(&self.client, &self.publication, others).await?;
+    /// Reads a table anew, whether it is published still or not. It alone: a migration may alter
+    /// thousands of them, one by one.
+    async fn read_table(&mut self, id: RelationId) -> Result<(), SourceError> {
         // What is gone from the catalog may still be in the stream: a partition that was detached
         // or dropped since goes on under its root.
-        self.tables.extend(tables.into_iter().map(|it| (it.oid, it)));
+        if let Some(table) = publication::table(&self.client, id).await? {
+            self.tables.insert(id, table);
+        }
         Ok(())
     }
 
