@@ -7,6 +7,7 @@
 
 mod aliases;
 mod gaps;
+mod timer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use self::timer::Timer;
 use crate::document::pending::BuildId;
 use crate::elasticsearch::index::survey::Wishes;
 use crate::health::{CollectionHealth, CollectionState};
@@ -51,9 +53,8 @@ struct Served {
     /// The alias points at the build's index.
     serving: bool,
     sweep: Sweep,
-    /// When the next poll or audit is due.
-    timed: Option<Instant>,
-    interval: Option<Duration>,
+    /// Of polls or audits.
+    timer: Timer,
     /// Some changes reach its documents by sweeps only.
     polls: bool,
     /// The index is whole, so that a sweep is a poll or an audit.
@@ -259,10 +260,7 @@ impl Builds {
     fn take_intervals(&mut self, prepared: &[Prepared]) {
         for it in prepared.iter().filter(|it| it.known == Known::Same) {
             let served = self.served.values_mut().filter(|old| *old.build.index == *it.index);
-            for served in served.filter(|old| old.interval != it.interval) {
-                served.interval = it.interval;
-                served.timed = it.interval.map(|it| Instant::now() + it);
-            }
+            served.for_each(|old| old.timer.change(it.interval, Instant::now()));
         }
     }
 
@@ -287,8 +285,7 @@ impl Builds {
             build: Arc::clone(&build),
             serving: prepared.serving,
             sweep: Sweep::Idle,
-            timed: prepared.interval.map(|it| Instant::now() + it),
-            interval: prepared.interval,
+            timer: Timer::new(prepared.interval, Instant::now()),
             polls: prepared.polls,
             built: prepared.built,
             audit: false,
@@ -339,7 +336,7 @@ impl Builds {
         let sweeps = self.served.values().filter_map(|it| match &it.sweep {
             // A sweep that only waits for a free place is started by the end of another one.
             Sweep::Owed { from, .. } if *from > Instant::now() => Some(*from),
-            Sweep::Idle => it.timed,
+            Sweep::Idle => it.timer.next(),
             Sweep::Owed { .. } | Sweep::Running { .. } => None,
         });
         sweeps.chain(self.load_at).min()
@@ -368,13 +365,18 @@ impl Builds {
         self.load_at.is_some_and(|it| it <= now)
     }
 
-    /// The sweeps that start now.
-    pub fn take_due(&mut self, now: Instant) -> Vec<(Arc<Build>, Order)> {
+    /// The sweeps that start now. `is_first`: no other translator polls and audits the build for us.
+    pub fn take_due(
+        &mut self,
+        now: Instant,
+        is_first: impl Fn(&Build) -> bool,
+    ) -> Vec<(Arc<Build>, Order)> {
         let running = |it: &&Served| matches!(it.sweep, Sweep::Running { .. });
         let mut free = SWEEPS_MAX.saturating_sub(self.served.values().filter(running).count());
         let mut due = Vec::new();
         for served in self.served.values_mut() {
-            if matches!(served.sweep, Sweep::Idle) && served.timed.is_some_and(|it| it <= now) {
+            let idle = matches!(served.sweep, Sweep::Idle);
+            if idle && served.timer.is_due(now, || is_first(&served.build)) {
                 served.owe(None);
                 served.audit = !served.polls;
             }
@@ -396,7 +398,7 @@ impl Builds {
         served.serving = true;
         served.built = true;
         served.reached = Reached::default();
-        served.timed = served.interval.map(|it| Instant::now() + it);
+        served.timer.wind(Instant::now());
         let mut finished = Finished::default();
         if let Sweep::Running { tickets, again } = std::mem::replace(&mut served.sweep, Sweep::Idle)
         {

@@ -47,6 +47,15 @@ impl Commits {
         self.seen_to.extend(positions);
     }
 
+    /// Whether it is ours to do what one translator is enough for, where these topics are read:
+    /// the first partition of the first of them is. Where none is read, it is everybody's.
+    pub fn is_first(&self, topics: &BTreeSet<String>) -> bool {
+        topics.first().is_none_or(|topic| {
+            let first = Partition { topic: topic.clone(), number: 0 };
+            self.begun.contains_key(&first) || self.unread.contains_key(&first)
+        })
+    }
+
     fn assigned(&mut self, partitions: Vec<Partition>) {
         // Whoever joined may have set a position back that it took for lost: an offset that stands
         // still would never be committed again.
@@ -197,5 +206,28 @@ impl Stage {
             return Err(LogError { doing: "joining the group again", source }.into());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_the_translators_is_the_first_for_a_collection() {
+        let topics = BTreeSet::from(["apple".to_owned(), "pear".to_owned()]);
+        let place = |topic: &str, number| Partition { topic: topic.to_owned(), number };
+        let mut commits = Commits::default();
+        assert!(!commits.is_first(&topics), "nothing is ours yet");
+        assert!(commits.is_first(&BTreeSet::new()), "nobody reads anything for it");
+        commits.assigned(vec![place("apple", 1), place("pear", 0)]);
+        assert!(!commits.is_first(&topics), "another one has the first partition");
+        commits.assigned(vec![place("apple", 0)]);
+        assert!(commits.is_first(&topics));
+        commits.unread.clear();
+        commits.begun.insert(place("apple", 0), 7);
+        assert!(commits.is_first(&topics), "also once its notes are read");
+        commits.revoked(&place("apple", 0));
+        assert!(!commits.is_first(&topics));
     }
 }

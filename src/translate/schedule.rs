@@ -6,10 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::document::pending::BuildId;
 use crate::kafka::progress_record;
 use crate::mapping::plan::TableName;
+use crate::translate::load::topics_of;
 use crate::translate::refresh::Trouble;
 use crate::translate::stage::{Done, Origin, Stage};
 use crate::translate::sweep::{Demanded, SweepError};
-use crate::translate::{Tools, TranslateError, epoch, load, sweep};
+use crate::translate::{Build, Tools, TranslateError, epoch, load, sweep};
 
 /// Before work that met an outage is tried again, and a sweep that failed.
 const OUTAGE_MAX: Duration = Duration::from_secs(2);
@@ -204,7 +205,9 @@ impl Stage {
     }
 
     fn start_due_sweeps(&mut self, now: Instant) {
-        for (build, order) in self.builds.take_due(now) {
+        let kafka = &self.context.config.kafka;
+        let is_first = |it: &Build| self.commits.is_first(&topics_of(kafka, &it.plan));
+        for (build, order) in self.builds.take_due(now, is_first) {
             let tools = Arc::clone(&self.tools);
             let demands = self.demands.clone();
             let id = build.id;
