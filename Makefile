@@ -3,7 +3,7 @@
 
 STACK := deploy/stack
 
-.PHONY: help demo test test-opensearch mutate bench fmt lint stack-up stack-down need-cargo
+.PHONY: help demo test test-opensearch test-postgres mutate bench fmt lint stack-up stack-down need-cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -18,6 +18,12 @@ test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
 test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, against OpenSearch 3
 	$(STACK) install
 	$(STACK) with --search opensearch --prefix testos -- cargo test --locked --test elasticsearch --test lifecycle --test reload --test documents $(ARGS)
+
+test-postgres: need-cargo ## what capture and reads rest on, against Postgres 14, 16, 17 and 18; VERSIONS=17 for one
+	$(STACK) install
+	for version in $(or $(VERSIONS),14 16 17 18); do \
+	  $(STACK) with --postgres $$version --prefix testpg -- cargo test --locked --test source --test decode --test text --test changes --test outbox --test read --test fingerprint --test copies $(ARGS) || exit 1; \
+	done
 
 mutate: need-cargo ## break each rule and see its test fail; ARGS='NAME,NAME' for some
 	$(STACK) install

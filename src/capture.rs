@@ -12,7 +12,9 @@
 //! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
 
 mod copies;
+mod error;
 mod prepare;
+mod slot_watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,13 +25,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+pub use error::CaptureError;
 pub use prepare::{PrepareError, prepare_capture};
 
 use crate::causes::with_causes;
 use crate::config::Config;
 use crate::health::Health;
 use crate::kafka::copy_record::CopyRecord;
-use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
+use crate::kafka::delivery::{LogProducer, now_us};
 use crate::kafka::envelope::SourceContext;
 use crate::kafka::merge::{Merge, WORDS_MAX};
 use crate::kafka::producer::{ProducerSession, run_producer, wanted_topic};
@@ -42,9 +45,9 @@ use crate::postgres::client::{self, Client};
 use crate::postgres::connection::{
     ConnectionError, IdentifySystem, ReplicationConnection, ReplicationStream,
 };
-use crate::postgres::publication::{self, PublicationError};
+use crate::postgres::publication;
 use crate::postgres::query_error::QueryError;
-use crate::postgres::slot::{self, SlotError};
+use crate::postgres::slot::{self, Server, SlotError};
 use crate::postgres::source::{BATCHES_MAX, Shapes, Source, SourceError, run_source};
 use crate::postgres::walsender::StandbyStatusUpdate;
 
@@ -63,48 +66,11 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Added to waits for deliveries: librdkafka looks for timed-out records once a second.
 const DELIVERY_SLACK: Duration = Duration::from_secs(2);
 
-/// Why a session of capture ended.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    #[error("can't connect to Postgres")]
-    Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Query(#[from] QueryError),
-    #[error(transparent)]
-    Slot(#[from] SlotError),
-    #[error(transparent)]
-    Publication(#[from] PublicationError),
-    #[error(transparent)]
-    ProgressRead(#[from] ProgressReadError),
-    #[error(transparent)]
-    Produce(#[from] ProduceError),
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// Another process used the slot between our look at it and our taking it.
-    #[error("another process has just used slot \"{slot}\"")]
-    Raced { slot: String },
-    #[error("a stage of capture panicked")]
-    Panicked(#[source] tokio::task::JoinError),
-}
-
-impl CaptureError {
-    /// Whether a new session may succeed without a person's doing.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Connection(error) => error.is_transient(),
-            Self::Query(error) => error.is_transient(),
-            Self::Slot(error) => error.is_transient(),
-            Self::Publication(error) => error.is_transient(),
-            Self::ProgressRead(error) => error.is_transient(),
-            Self::Produce(error) => error.is_transient(),
-            Self::Source(error) => error.is_transient(),
-            Self::Raced { .. } => true,
-            Self::Panicked(_) => false,
-        }
-    }
-}
-
 /// Runs sessions until `shutdown`, which drains; an outage is waited out with backoff, for ever.
+///
+/// What a person has to change ends it at the start, when that person is looking. Once it has been
+/// in order it waits, loudly: then the other roles are worth more than an exit code, and it goes
+/// on by itself when mended.
 ///
 /// # Errors
 /// What a person has to change.
@@ -115,26 +81,39 @@ pub async fn run_capture(
     shutdown: CancellationToken,
 ) -> Result<(), CaptureError> {
     let mut producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
+    // Beside the sessions: WAL grows most while none can start.
+    let mut watching = JoinSet::new();
+    watching.spawn(slot_watch::run_slot_watch(config.postgres.clone(), metrics.clone()));
     let mut backoff = BACKOFF_MIN;
+    let mut settled = false;
     while !shutdown.is_cancelled() {
         if producer.is_fatal() {
             producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
         }
         let records_before = metrics.capture_received_bytes_total.get();
         let ended = run_session(&config, (&metrics, &health), &shutdown, &producer).await;
+        settled |= metrics.capture_streaming.get() + metrics.capture_standby.get() > 0;
         metrics.capture_streaming.set(0);
-        let error = match ended {
+        metrics.capture_standby.set(0);
+        let error = match ended.map_err(|it| it.or_unpublished(&config.postgres)) {
             Ok(()) => continue,
-            Err(error) if error.is_transient() => error,
+            Err(error) if error.is_transient() || (settled && error.is_curable()) => error,
             Err(error) => return Err(error),
         };
-        if records_before < metrics.capture_received_bytes_total.get() {
+        let received = records_before < metrics.capture_received_bytes_total.get();
+        // What a person has to mend fails each time at the same place of the stream.
+        if received && error.is_transient() {
             backoff = BACKOFF_MIN;
         }
         metrics.stage_restarts_total.with_label_values(&["capture"]).inc();
         let cause = with_causes(&error);
+        metrics.capture_refused.set(i64::from(!error.is_transient()));
         health.waits("capture", cause.as_str());
-        tracing::warn!(error = cause, retry_after = ?backoff, "capture session ended");
+        if error.is_transient() {
+            tracing::warn!(error = cause, retry_after = ?backoff, "capture session ended");
+        } else {
+            tracing::error!(error = cause, retry_after = ?backoff, "capture waits for a person");
+        }
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = sleep(backoff) => {}
@@ -158,19 +137,25 @@ pub async fn run_session(
     metrics.capture_sessions_total.inc();
     // Records of our own last session: what they become must be known before progress is read.
     producer.quiet(config.kafka.delivery_timeout + DELIVERY_SLACK).await?;
-    let Some(mut opened) = open(config, health, shutdown).await? else { return Ok(()) };
+    let Some(mut opened) = open(config, (metrics, health), shutdown).await? else {
+        return Ok(());
+    };
     // A record of another producer may still be on its way to Kafka, also of another of this
     // process: only our own follow in order.
     if !opened.record.clean && opened.record.run_id != producer.run_id() {
         // A batch may have waited for one delivery timeout before its records got another.
         let wait = 2 * config.kafka.delivery_timeout + config.kafka.socket_timeout;
         let resume = opened.record.lsn;
+        let seconds = wait.as_secs_f64();
+        let reason = format!("what the last writer sent may land for {seconds} s still");
+        health.waits("capture", reason);
         if !wait_out_predecessor(&mut opened.stream, resume, wait, shutdown).await? {
             opened.stream.stop().await?;
             return Ok(());
         }
     }
     metrics.capture_streaming.set(1);
+    metrics.capture_refused.set(0);
     health.ready("capture");
     tracing::info!(slot = config.postgres.slot_name, from = %opened.record.lsn, "streaming");
     run_stages((config, metrics, health), shutdown, producer, opened).await
@@ -190,7 +175,7 @@ struct Opened {
 /// Gets the slot, waiting while another holds it. None: shutdown came first.
 async fn open(
     config: &Config,
-    health: &Health,
+    (metrics, health): (&Metrics, &Health),
     shutdown: &CancellationToken,
 ) -> Result<Option<Opened>, CaptureError> {
     let name = &config.postgres.slot_name;
@@ -203,17 +188,25 @@ async fn open(
         if let Some(pid) = state.as_ref().and_then(|it| it.active_pid) {
             if told != Some(pid) {
                 tracing::info!(slot = name, pid, "waiting for slot, held by another process");
-                health.waits("capture", format!("slot {name} is held by pid {pid}"));
+                health.waits("capture", format!("standby: slot {name} is held by pid {pid}"));
+                metrics.capture_standby.set(1);
+                metrics.capture_refused.set(0);
                 told = Some(pid);
             }
         } else {
             let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
             // The record first: it may move on, and must not seem to be ahead of the server.
             let record = read_record(config).await?;
-            let system = connection.identify_system().await?;
-            slot::decide((name, &database), state.as_ref(), record.as_ref(), &system)?;
+            let server = Server::of(&mut connection, record.as_ref()).await?;
+            slot::decide((name, &database), state.as_ref(), record.as_ref(), &server)?;
+            let system = server.system;
+            if let Some(fork) = server.fork {
+                let timeline = system.timeline;
+                tracing::warn!(timeline, %fork, "a standby was promoted; nothing published is lost");
+            }
             match start(config, connection, record.as_ref().map_or(Lsn(0), |it| it.lsn)).await {
                 Ok(stream) => {
+                    metrics.capture_standby.set(0);
                     return verified(config, client, stream, (system, record)).await.map(Some);
                 }
                 // Someone was faster: it holds the slot now.

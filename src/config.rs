@@ -29,6 +29,20 @@ pub struct PostgresConfig {
     pub publication_name: String,
     /// Schema-qualified, globs allowed; at least one.
     pub tables: Vec<String>,
+    /// The slot is one that standbys keep a copy of, where the server can (17 and later).
+    pub slot_failover: bool,
+    /// Most WAL, in bytes, that the slot should keep on the primary. None: whatever there is.
+    pub wal_budget: Option<u64>,
+    pub wal_budget_action: BudgetAction,
+}
+
+/// What becomes of a slot that keeps more WAL than its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetAction {
+    /// It is said: log and metric.
+    Warn,
+    /// It is dropped. The primary's disk is worth more than the log's continuity.
+    DropSlot,
 }
 
 /// What a consumer may count on.

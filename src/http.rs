@@ -197,7 +197,9 @@ async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Valu
             "streaming": metrics.capture_streaming.get() > 0,
             "lag_bytes": metrics.capture_lag_bytes.get(),
             "lag_seconds": metrics.capture_lag_seconds.get(),
+            "standby": metrics.capture_standby.get() > 0,
         },
+        "slot": slot(&metrics),
         "translate": {
             "lag_records": metrics.translate_lag_records.get(),
             "pending_keys": metrics.translate_pending_keys.get(),
@@ -206,6 +208,20 @@ async fn status(State((metrics, health)): State<(Metrics, Health)>) -> Json<Valu
         "collections": collections,
         "copies": copies,
     }))
+}
+
+/// The slot as it was last looked at; null where this process has no capture, or could not yet.
+fn slot(metrics: &Metrics) -> Value {
+    let now = |it: &&str| metrics.slot_wal_status.with_label_values(&[*it]).get() > 0;
+    let states = ["reserved", "extended", "unreserved", "lost", "missing"];
+    let Some(status) = states.into_iter().find(now) else { return Value::Null };
+    let safe = Some(metrics.slot_safe_bytes.get()).filter(|it| *it >= 0);
+    json!({
+        "wal_status": status,
+        "retained_bytes": metrics.slot_retained_bytes.get(),
+        "safe_bytes": safe,
+        "over_budget": metrics.slot_over_budget.get() > 0,
+    })
 }
 
 #[cfg(test)]

@@ -111,6 +111,18 @@ metrics! {
     kafka_errors_total: IntCounter [],
     /// 1 while the slot is ours and the stream runs.
     capture_streaming: IntGauge [],
+    /// 1 while another process holds the slot, and this one waits to take over.
+    capture_standby: IntGauge [],
+    /// 1 while capture waits for a person to change something; `/readyz` says what.
+    capture_refused: IntGauge [],
+    /// WAL that the server keeps for the slot.
+    slot_retained_bytes: IntGauge [],
+    /// WAL that may still be written before the slot loses some; -1: no limit is set.
+    slot_safe_bytes: IntGauge [],
+    /// 1 for the state that the slot is in: reserved, extended, unreserved, lost or missing.
+    slot_wal_status: IntGaugeVec ["status"],
+    /// 1 while the slot keeps more WAL than `wal_budget`.
+    slot_over_budget: IntGauge [],
     /// Copies of tables that are running now.
     copies_running: IntGauge [],
     /// Copies of tables that are waiting for their turn, or for something that they tell.

@@ -158,6 +158,12 @@ pub enum Reaction {
 }
 
 impl TranslateError {
+    /// Whether Postgres refuses what a person can give, such as a password that was changed: who
+    /// has been in order waits for that, as capture does.
+    fn is_curable(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::Postgres(_) | Self::Resolve(_))
+    }
+
     pub fn reaction(&self) -> Reaction {
         let retry = |transient| if transient { Reaction::Retry } else { Reaction::Halt };
         match self {
@@ -189,13 +195,16 @@ pub async fn run_translate(
     mut reload: mpsc::Receiver<()>,
 ) -> Result<(), TranslateError> {
     let mut pause = RETRY_FIRST;
+    let mut settled = false;
     loop {
         let started = tokio::time::Instant::now();
         let ended = stage::run_session(&context, &mut reload).await;
+        settled |= !context.health.collections().is_empty();
         let error = match ended {
             Ok(()) => return Ok(()),
-            Err(error) if error.reaction() == Reaction::Halt => return Err(error),
-            Err(error) => error,
+            Err(error) if error.reaction() == Reaction::Retry => error,
+            Err(error) if settled && error.is_curable() => error,
+            Err(error) => return Err(error),
         };
         if started.elapsed() > RETRY_MAX {
             pause = RETRY_FIRST;

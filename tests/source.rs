@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use onelog::capture::{CaptureError, prepare_capture, run_capture, run_session};
 use onelog::config::{
-    Config, Credentials, Delivery, ElasticsearchConfig, HttpConfig, KafkaConfig, LogConfig,
-    LogFormat, OutboxConfig, PostgresConfig, TranslateConfig,
+    BudgetAction, Config, Credentials, Delivery, ElasticsearchConfig, HttpConfig, KafkaConfig,
+    LogConfig, LogFormat, OutboxConfig, PostgresConfig, TranslateConfig,
 };
 use onelog::kafka::delivery::LogProducer;
 use onelog::kafka::progress_record;
@@ -38,6 +38,9 @@ fn config(test: &str) -> Config {
             slot_name: unique.clone(),
             publication_name: unique.clone(),
             tables: vec![format!("{unique}.*")],
+            slot_failover: true,
+            wal_budget: None,
+            wal_budget_action: BudgetAction::Warn,
         },
         kafka: KafkaConfig {
             brokers: server("ONELOG_TEST_KAFKA"),

@@ -62,6 +62,7 @@ command_install() {
   for service in "${SERVICES[@]}"; do
     "${service}_prepare"
   done
+  postgres_prepare_others
   python_prepare
 }
 

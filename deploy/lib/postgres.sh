@@ -82,6 +82,15 @@ postgres_prepare() {
   prepare_once "$(postgres_jar_folder "$version")" unpack_postgres "${!variable}"
 }
 
+# For tests of what only newer versions do: some 15 s each, once.
+postgres_prepare_others() {
+  local version variable
+  for version in "${POSTGRES_OTHERS[@]}"; do
+    variable="POSTGRES_${version}_JAR"
+    prepare_once "$(postgres_jar_folder "$version")" unpack_postgres "${!variable}"
+  done
+}
+
 unpack_postgres() { # VERSION FOLDER
   local architecture
   case $(uname -m) in

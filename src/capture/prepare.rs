@@ -22,7 +22,7 @@ use crate::postgres::client::{self, Client};
 use crate::postgres::connection::{ConnectionError, IdentifySystem, ReplicationConnection};
 use crate::postgres::publication::{self, PublicationError};
 use crate::postgres::query_error::QueryError;
-use crate::postgres::slot::{self, SlotError};
+use crate::postgres::slot::{self, Server, SlotError, SlotState};
 
 /// Why `prepare` stopped. What it said before was done.
 #[derive(Debug, thiserror::Error)]
@@ -154,21 +154,26 @@ async fn prepare_slot(
     // must not seem to be ahead.
     let record = read_record(config).await?;
     let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
-    let system = &connection.identify_system().await?;
+    let server = Server::of(&mut connection, record.as_ref()).await?;
     let database = database(client).await?;
     // Neither is a first time. Anything else must match, unless a person says otherwise.
     if (state.is_some() || record.is_some()) && !adopt {
-        slot::decide((name, &database), state.as_ref(), record.as_ref(), system)?;
-        return Ok(vec![format!("Slot {name} is where its progress record says.")]);
+        slot::decide((name, &database), state.as_ref(), record.as_ref(), &server)?;
+        let mut said = vec![format!("Slot {name} is where its progress record says.")];
+        if let Some(state) = state {
+            said.extend(allow_failover(config, connection, (&state, dry_run)).await?);
+        }
+        return Ok(said);
     }
     let mut said = Vec::new();
+    let state = drop_lost(config, client, (state, dry_run), &mut said).await?;
     let lsn = match &state {
         None if dry_run => {
             said.push(format!("Would create slot {name} and its progress record."));
             return Ok(said);
         }
         None => {
-            let lsn = slot::create(client, name).await?;
+            let lsn = slot::create(client, name, config.postgres.slot_failover).await?;
             said.push(format!("Created slot {name} at {lsn}."));
             lsn
         }
@@ -186,9 +191,56 @@ async fn prepare_slot(
     }
     // Who wrote last may still have records in flight.
     let clean = record.is_none_or(|it| it.clean);
-    write_record(config, system, (lsn, clean)).await?;
+    write_record(config, &server.system, (lsn, clean)).await?;
     said.push(format!("Wrote the progress record of slot {name} at {lsn}."));
     Ok(said)
+}
+
+/// A slot that has lost WAL can't be read any more: the way on is a new one in its place.
+async fn drop_lost(
+    config: &Config,
+    client: &Client,
+    (state, dry_run): (Option<SlotState>, bool),
+    said: &mut Vec<String>,
+) -> Result<Option<SlotState>, PrepareError> {
+    let name = &config.postgres.slot_name;
+    let checked = slot::check(name, &config.postgres.url.database, state.as_ref());
+    if !matches!(checked, Err(SlotError::WalLost { .. })) {
+        return Ok(state);
+    }
+    if dry_run {
+        said.push(format!("Would drop slot {name}, which has lost WAL."));
+    } else {
+        slot::drop_slot(client, name).await?;
+        said.push(format!("Dropped slot {name}, which had lost WAL."));
+    }
+    Ok(None)
+}
+
+/// A slot of an older onelog, or of an older server, may be one that standbys do not copy.
+async fn allow_failover(
+    config: &Config,
+    mut connection: ReplicationConnection,
+    (state, dry_run): (&SlotState, bool),
+) -> Result<Option<String>, PrepareError> {
+    let name = &state.name;
+    // None: the server knows no failover slots.
+    if !config.postgres.slot_failover || state.failover != Some(false) {
+        return Ok(None);
+    }
+    if dry_run {
+        return Ok(Some(format!("Would let standbys copy slot {name}.")));
+    }
+    if let Some(pid) = state.active_pid {
+        let held = format!(
+            "Warning: standbys don't copy slot {name}, and process {pid} holds it; stop the daemon \
+             and run `onelog prepare` again."
+        );
+        return Ok(Some(held));
+    }
+    let alter = format!("ALTER_REPLICATION_SLOT {name} (FAILOVER true)");
+    connection.simple_query(&alter).await?;
+    Ok(Some(format!("Standbys may copy slot {name} now.")))
 }
 
 async fn write_record(

@@ -1,6 +1,7 @@
 //! `onelog check`: everything that would keep the daemon from its work, each finding with its
 //! cure. One thing that is wrong does not hide the others.
 
+mod failover;
 pub mod files;
 pub mod indices;
 pub mod mappings;

@@ -7,10 +7,11 @@ use crate::cli::CommandError;
 use crate::config::Config;
 use crate::elasticsearch::client::Elasticsearch;
 use crate::elasticsearch::index::definition::alias_name;
+use crate::elasticsearch::index::note::IndexMeta;
 use crate::mapping::catalog;
 
-/// After an adopted slot, changes may be missing from the log for ever: every collection is swept
-/// at the next start of a translator, because its index says that it is not whole.
+/// After an adopted slot, changes may be missing from the log for ever: every collection is swept,
+/// by the translators that run or at their next start, because its index says that it is not whole.
 async fn owe_sweeps(config: &Config, done: &mut Vec<String>) -> Result<(), CommandError> {
     let failed = |error| CommandError::failed("cannot mark the indices to be swept", error);
     let folder = &config.translate.mappings;
@@ -22,8 +23,8 @@ async fn owe_sweeps(config: &Config, done: &mut Vec<String>) -> Result<(), Comma
         let alias = alias_name(&config.elasticsearch, &collection.name);
         let indices = elastic.list_indices(&alias, &collection.name).await.map_err(failed)?;
         for (index, _) in indices {
-            elastic.mark_built(&index, false).await.map_err(failed)?;
-            done.push(format!("Index {index} will be swept when `onelog run` starts."));
+            elastic.amend(&index, IndexMeta::ask_sweep).await.map_err(failed)?;
+            done.push(format!("Index {index} will be swept by `onelog run`."));
         }
     }
     Ok(())

@@ -63,6 +63,10 @@ fn print(status: &Value, out: &mut dyn Write) -> std::io::Result<()> {
     if status["roles"].get("capture").is_some() {
         let (bytes, seconds) = (&capture["lag_bytes"], &capture["lag_seconds"]);
         writeln!(out, "{:<12} {bytes} bytes, {seconds} s", "capture lag")?;
+        if let Some(state) = status["slot"]["wal_status"].as_str() {
+            let kept = &status["slot"]["retained_bytes"];
+            writeln!(out, "{:<12} {state}, keeps {kept} bytes of WAL", "slot")?;
+        }
     }
     if status["roles"].get("translate").is_some() {
         let (records, keys) = (&translate["lag_records"], &translate["pending_keys"]);

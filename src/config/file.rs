@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{
-    Config, CopyConfig, CopyMode, Credentials, Delivery, ElasticsearchConfig, HttpConfig,
-    KafkaConfig, LogConfig, LogFormat, PostgresConfig, TranslateConfig,
+    BudgetAction, Config, CopyConfig, CopyMode, Credentials, Delivery, ElasticsearchConfig,
+    HttpConfig, KafkaConfig, LogConfig, LogFormat, PostgresConfig, TranslateConfig,
 };
 use crate::mistake::Mistakes;
 use crate::mistake::written::{Source, Table, Written};
@@ -137,8 +137,18 @@ fn postgres(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<PostgresCon
         let each = list.value.into_iter();
         each.filter_map(|it| checked(source, Some(it), checks::table_pattern)).collect()
     });
+    let slot_failover = table.take_bool("slot_failover");
+    let wal_budget = checked(source, table.take_string("wal_budget"), checks::wal_budget);
+    let action = checked(source, table.take_string("wal_budget_action"), |it| match it {
+        "warn" => Ok(BudgetAction::Warn),
+        "drop-slot" => Ok(BudgetAction::DropSlot),
+        _ => Err(format!("wal_budget_action must be \"warn\" or \"drop-slot\", not \"{it}\"")),
+    });
     table.finish();
     Some(PostgresConfig {
+        slot_failover: slot_failover.unwrap_or(true),
+        wal_budget: wal_budget.flatten(),
+        wal_budget_action: action.unwrap_or(BudgetAction::Warn),
         url: url?,
         slot_name: slot_name.unwrap_or_else(|| "onelog".to_owned()),
         publication_name: publication_name.unwrap_or_else(|| "onelog".to_owned()),

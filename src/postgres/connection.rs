@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use postgres_protocol::message::frontend;
 
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, ParseLsnError};
 pub use crate::postgres::connection_error::ConnectionError;
 use crate::postgres::framing::Frame;
 use crate::postgres::server_error::ServerError;
@@ -69,6 +69,21 @@ impl ReplicationConnection {
             })
         };
         read().ok_or_else(|| malformed("the answer to IDENTIFY_SYSTEM"))
+    }
+
+    /// Where the history of `timeline` left `ancestor`; None: it is not in its past. At most 10
+    /// seconds.
+    pub async fn fork_of(
+        &mut self,
+        timeline: u32,
+        ancestor: u32,
+    ) -> Result<Option<Lsn>, ConnectionError> {
+        let command = format!("TIMELINE_HISTORY {timeline}");
+        let asked = self.simple_query(&command);
+        let rows = limited(ANSWER_TIMEOUT, "TIMELINE_HISTORY", asked).await?;
+        let history = rows.first().and_then(|it| it.get(1)?.as_deref());
+        let history = history.ok_or_else(|| malformed("the answer to TIMELINE_HISTORY"))?;
+        fork_in(history, ancestor).map_err(|_| malformed("the history of the timeline"))
     }
 
     /// Runs a command or SQL and returns its rows, all columns as text; of several statements,
@@ -196,12 +211,20 @@ impl ReplicationStream {
 /// What ends the stream; None for what may be passed over.
 fn end_of_stream(frame: &Frame) -> Option<ConnectionError> {
     match frame.tag {
-        b'N' | b'S' | b'A' => None,
+        b'N' => left_out(ServerError::parse(&frame.body)),
+        b'S' | b'A' => None,
         b'E' => Some(ConnectionError::from_server(ServerError::parse(&frame.body))),
         // A server that shuts down ends with CommandComplete.
         b'c' | b'C' => Some(ConnectionError::Ended),
         _ => Some(unexpected(frame, "replicating")),
     }
+}
+
+/// From 18 on a publication that is not there (at the place in the WAL that is decoded) is only
+/// warned of, and the changes are left out. To us that is an error, as it was before. By the code
+/// alone, as its words may be translated; nothing else that we could go on after has it.
+fn left_out(notice: ServerError) -> Option<ConnectionError> {
+    (notice.code == "55000").then_some(ConnectionError::Server(notice))
 }
 
 async fn limited<T>(
@@ -213,6 +236,17 @@ async fn limited<T>(
         Ok(result) => result,
         Err(_) => Err(ConnectionError::TimedOut { doing, limit }),
     }
+}
+
+/// A history has a line for each ancestor: its timeline, where it was left, and why.
+fn fork_in(history: &str, ancestor: u32) -> Result<Option<Lsn>, ParseLsnError> {
+    for line in history.lines() {
+        let mut words = line.split_whitespace();
+        if words.next().and_then(|it| it.parse().ok()) == Some(ancestor) {
+            return words.next().unwrap_or_default().parse().map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn malformed(what: &str) -> ConnectionError {
@@ -259,6 +293,26 @@ mod tests {
         let command = start_command("a\"b", Lsn(0x1_0000_0002), &[("p", "1"), ("q", "it's")]);
         let expected = "START_REPLICATION SLOT \"a\"\"b\" LOGICAL 1/2 (\"p\" '1', \"q\" 'it''s')";
         assert_eq!(command, expected);
+    }
+
+    #[test]
+    fn a_warning_that_changes_are_left_out_ends_the_stream() {
+        let notice = |code: &str| {
+            let body = format!("SWARNING\0C{code}\0Mskipped loading publication \"p\"\0\0");
+            end_of_stream(&Frame { tag: b'N', body: body.into() })
+        };
+        let ended = notice("55000").expect("an end");
+        assert!(!ended.is_transient());
+        assert!(notice("01000").is_none());
+    }
+
+    #[test]
+    fn a_history_tells_where_an_ancestor_was_left() {
+        let history = "1\t0/3000148\tno recovery target specified\n\n2\t1/5\tbefore 2026-01-01\n";
+        assert_eq!(fork_in(history, 1), Ok(Some(Lsn(0x300_0148))));
+        assert_eq!(fork_in(history, 2), Ok(Some(Lsn(0x1_0000_0005))));
+        assert_eq!(fork_in(history, 3), Ok(None));
+        assert!(fork_in("1\tnowhere\n", 1).is_err());
     }
 
     fn row(columns: &[Option<String>]) -> Vec<u8> {

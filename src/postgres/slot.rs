@@ -8,11 +8,15 @@
 //! **Invariant:** [`decide`] is the only place that lets a stream start, and it never guesses:
 //! when changes may be missing, a person decides.
 
+mod error;
+
 use serde::Deserialize;
+
+pub use error::SlotError;
 
 use crate::kafka::progress_record::ProgressRecord;
 use crate::lsn::Lsn;
-use crate::postgres::connection::IdentifySystem;
+use crate::postgres::connection::{ConnectionError, IdentifySystem, ReplicationConnection};
 use crate::postgres::query_error::QueryError;
 
 /// The only output plugin that we read.
@@ -21,8 +25,10 @@ const PLUGIN: &str = "pgoutput";
 /// `pg_replication_slots.wal_status`: how sure it is that the slot's WAL is still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WalStatus {
-    /// Within `max_wal_size`, or beyond it but kept.
-    Kept,
+    /// Within `max_wal_size`.
+    Reserved,
+    /// Beyond it, and kept.
+    Extended,
     /// `max_slot_wal_keep_size` is exceeded: the next checkpoint may remove it.
     Unreserved,
     /// Removed. The slot can't be read any more.
@@ -45,6 +51,39 @@ pub struct SlotState {
     pub wal_status: WalStatus,
     /// Why the server gave the slot up (Postgres 16 and later).
     pub invalidation: Option<String>,
+    /// How much WAL may still be written before some of it is lost; None: no limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// Standbys keep a copy of it, by which a promoted one goes on. None: before Postgres 17.
+    pub failover: Option<bool>,
+}
+
+/// The server, as far as it decides whether its slot is a continuation of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Server {
+    pub system: IdentifySystem,
+    /// Where its history left the timeline of our record, if it is now on a later one.
+    pub fork: Option<Lsn>,
+}
+
+impl Server {
+    /// Asks the server who it is, and if need be whom it descends from.
+    ///
+    /// # Errors
+    /// If the connection fails, or the server refuses.
+    pub async fn of(
+        connection: &mut ReplicationConnection,
+        record: Option<&ProgressRecord>,
+    ) -> Result<Self, ConnectionError> {
+        let system = connection.identify_system().await?;
+        let is_ours = |it: &&ProgressRecord| it.system_id == system.system_id;
+        let fork = match record.filter(is_ours) {
+            Some(it) if it.timeline < system.timeline => {
+                connection.fork_of(system.timeline, it.timeline).await?
+            }
+            _ => None,
+        };
+        Ok(Self { system, fork })
+    }
 }
 
 /// The stream may start.
@@ -54,82 +93,6 @@ pub struct Resume {
     pub lsn: Lsn,
     /// The last writer stopped with nothing in flight.
     pub clean: bool,
-}
-
-/// Why the slot can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SlotError {
-    #[error("slot \"{slot}\" does not exist; run `onelog prepare`")]
-    Missing { slot: String },
-    #[error(
-        "slot \"{slot}\" does not exist any more, but changes up to {published} were published from \
-         it, and those since are gone; run `onelog prepare --adopt-slot`, which creates it anew \
-         and has every collection swept"
-    )]
-    Dropped { slot: String, published: Lsn },
-    #[error(
-        "slot \"{slot}\" belongs to plugin {plugin} in database {found}, but onelog needs a \
-         pgoutput slot in {wanted}; choose another [postgres] slot_name"
-    )]
-    NotOurs { slot: String, plugin: String, found: String, wanted: String },
-    #[error(
-        "slot \"{slot}\" has lost WAL that is not yet published ({reason}), so changes since \
-         {resume} are gone; drop the slot, run `onelog prepare --adopt-slot`, which also has \
-         every collection swept; a larger max_slot_wal_keep_size prevents it"
-    )]
-    WalLost { slot: String, reason: String, resume: Lsn },
-    #[error(
-        "there is no progress record for slot \"{slot}\" in Kafka, so nobody knows whether changes \
-         are missing; run `onelog prepare --adopt-slot`, which also has every collection swept"
-    )]
-    NoProgressRecord { slot: String },
-    #[error(
-        "this is Postgres system {found}, but slot \"{slot}\" was published from system {wanted}; \
-         point [postgres] url to that one, or choose another topic_prefix for this database"
-    )]
-    OtherSystem { slot: String, wanted: u64, found: u64 },
-    #[error(
-        "this server is on timeline {found}, but slot \"{slot}\" was published from timeline \
-         {wanted}: a standby was promoted, or this is the old primary; point [postgres] url to the \
-         current primary, and after a promotion run `onelog prepare --adopt-slot`, which also \
-         has every collection swept"
-    )]
-    OtherTimeline { slot: String, wanted: u32, found: u32 },
-    #[error(
-        "slot \"{slot}\" resumes at {available}, but changes since {needed} are not yet published: \
-         someone moved or re-created it; run `onelog prepare --adopt-slot`, which also has every \
-         collection swept"
-    )]
-    SlotPastResumePoint { slot: String, needed: Lsn, available: Lsn },
-    #[error(
-        "changes up to {published} were published from slot \"{slot}\", but this server's WAL ends \
-         at {server}: its data is older than what was published, as after a restore; run \
-         `onelog prepare --adopt-slot`, which also has every collection swept"
-    )]
-    ServerBehind { slot: String, published: Lsn, server: Lsn },
-    #[error(transparent)]
-    Query(#[from] QueryError),
-    #[error("pg_replication_slots answers what we do not understand: {0}")]
-    Malformed(String),
-}
-
-impl SlotError {
-    /// Whether trying again may help without a person's doing.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Query(error) => error.is_transient(),
-            Self::Missing { .. }
-            | Self::Dropped { .. }
-            | Self::NotOurs { .. }
-            | Self::WalLost { .. }
-            | Self::NoProgressRecord { .. }
-            | Self::OtherSystem { .. }
-            | Self::OtherTimeline { .. }
-            | Self::SlotPastResumePoint { .. }
-            | Self::ServerBehind { .. }
-            | Self::Malformed(_) => false,
-        }
-    }
 }
 
 /// The row as JSON: columns come and go with versions, and `to_jsonb` has what there is.
@@ -150,6 +113,12 @@ struct WireSlot {
     /// Since 17.
     #[serde(default)]
     invalidation_reason: Option<String>,
+    /// Since 13; null without max_slot_wal_keep_size.
+    #[serde(default)]
+    safe_wal_size: Option<i64>,
+    /// Since 17.
+    #[serde(default)]
+    failover: Option<bool>,
 }
 
 impl SlotState {
@@ -170,12 +139,15 @@ impl SlotState {
             confirmed_flush_lsn: lsn(wire.confirmed_flush_lsn)?,
             restart_lsn: lsn(wire.restart_lsn)?,
             wal_status: match wire.wal_status.as_deref() {
-                Some("reserved" | "extended") => WalStatus::Kept,
+                Some("reserved") => WalStatus::Reserved,
+                Some("extended") => WalStatus::Extended,
                 Some("unreserved") => WalStatus::Unreserved,
                 Some("lost") => WalStatus::Lost,
                 Some(_) | None => WalStatus::Unknown,
             },
             invalidation: wire.invalidation_reason.or(conflicting),
+            safe_wal_bytes: wire.safe_wal_size,
+            failover: wire.failover,
         })
     }
 }
@@ -197,19 +169,58 @@ pub async fn inspect(
     row.map(|row| SlotState::from_json(row.get(0))).transpose()
 }
 
+/// Where the server's WAL ends.
+///
+/// # Errors
+/// If the query fails, as on a standby.
+pub async fn wal_end(client: &tokio_postgres::Client) -> Result<Lsn, SlotError> {
+    let sql = "SELECT pg_catalog.pg_current_wal_lsn()::text";
+    let row = client.query_one(sql, &[]).await;
+    let row = row.map_err(QueryError::while_doing("read the end of WAL"))?;
+    let text: String = row.get(0);
+    text.parse().map_err(|err: crate::lsn::ParseLsnError| SlotError::Malformed(err.to_string()))
+}
+
 /// Creates the slot and returns its first LSN. Waits for the transactions that are running, so a
-/// long one holds it up.
+/// long one holds it up. With `failover` where the server knows it.
 ///
 /// # Errors
 /// If Postgres refuses: no free slot, no REPLICATION privilege, `wal_level` not logical.
-pub async fn create(client: &tokio_postgres::Client, name: &str) -> Result<Lsn, SlotError> {
-    let sql = "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, $2)";
+pub async fn create(
+    client: &tokio_postgres::Client,
+    name: &str,
+    failover: bool,
+) -> Result<Lsn, SlotError> {
+    // Since 17.
+    let version = "SELECT pg_catalog.current_setting('server_version_num')::int >= 170000";
+    let row = client.query_one(version, &[]).await;
+    let knows_failover = row.map_err(QueryError::while_doing("read the server's version"))?.get(0);
+    let more = if failover && knows_failover { ", failover => true" } else { "" };
+    let sql = format!(
+        "SELECT lsn::text FROM pg_catalog.pg_create_logical_replication_slot($1, $2{more})"
+    );
     let row = client
-        .query_one(sql, &[&name, &PLUGIN])
+        .query_one(&sql, &[&name, &PLUGIN])
         .await
         .map_err(QueryError::while_doing("create the replication slot"))?;
     let text: String = row.get(0);
     text.parse().map_err(|err: crate::lsn::ParseLsnError| SlotError::Malformed(err.to_string()))
+}
+
+/// Drops the slot if it is there, and ends the session that uses it: one of our own role Postgres
+/// lets us end.
+///
+/// # Errors
+/// If the session does not end in time, or Postgres refuses.
+pub async fn drop_slot(client: &tokio_postgres::Client, name: &str) -> Result<(), QueryError> {
+    let end = "SELECT pg_catalog.pg_terminate_backend(active_pid, 5000) \
+               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND active";
+    let ended = client.query(end, &[&name]).await;
+    ended.map_err(QueryError::while_doing("end the session that uses the slot"))?;
+    let drop = "SELECT pg_catalog.pg_drop_replication_slot(slot_name)::text \
+                FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let dropped = client.query(drop, &[&name]).await;
+    dropped.map(|_| ()).map_err(QueryError::while_doing("drop the slot"))
 }
 
 /// What of the slot itself, without our record, stands against using it.
@@ -245,11 +256,11 @@ pub fn decide(
     (name, database): (&str, &str),
     state: Option<&SlotState>,
     record: Option<&ProgressRecord>,
-    system: &IdentifySystem,
+    server: &Server,
 ) -> Result<Resume, SlotError> {
     let slot = || name.to_owned();
     if let Some(record) = record {
-        check_system(name, record, system)?;
+        check_system(name, record, server)?;
         if state.is_none() {
             return Err(SlotError::Dropped { slot: slot(), published: record.lsn });
         }
@@ -261,38 +272,43 @@ pub fn decide(
     if record.lsn < available {
         return Err(SlotError::SlotPastResumePoint { slot: slot(), needed: record.lsn, available });
     }
-    if system.xlogpos < record.lsn {
+    if server.system.xlogpos < record.lsn {
         return Err(SlotError::ServerBehind {
             slot: slot(),
             published: record.lsn,
-            server: system.xlogpos,
+            server: server.system.xlogpos,
         });
     }
     Ok(Resume { lsn: record.lsn, clean: record.clean })
 }
 
-fn check_system(
-    name: &str,
-    record: &ProgressRecord,
-    system: &IdentifySystem,
-) -> Result<(), SlotError> {
+/// After a promotion the slot goes on if all that was published is part of the new timeline, too.
+fn check_system(name: &str, record: &ProgressRecord, server: &Server) -> Result<(), SlotError> {
     let slot = name.to_owned();
+    let system = &server.system;
     if record.system_id != system.system_id {
         let (wanted, found) = (record.system_id, system.system_id);
         return Err(SlotError::OtherSystem { slot, wanted, found });
     }
-    if record.timeline != system.timeline {
-        let (wanted, found) = (record.timeline, system.timeline);
-        return Err(SlotError::OtherTimeline { slot, wanted, found });
+    let (wanted, found) = (record.timeline, system.timeline);
+    match server.fork {
+        _ if wanted == found => Ok(()),
+        Some(fork) if wanted < found && record.lsn <= fork => Ok(()),
+        Some(fork) if wanted < found => {
+            Err(SlotError::PublishedPastFork { slot, published: record.lsn, fork })
+        }
+        _ => Err(SlotError::OtherTimeline { slot, wanted, found }),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SYSTEM: IdentifySystem = IdentifySystem { system_id: 7, timeline: 2, xlogpos: Lsn(100) };
+    const SYSTEM: Server = Server {
+        system: IdentifySystem { system_id: 7, timeline: 2, xlogpos: Lsn(100) },
+        fork: None,
+    };
 
     fn state() -> SlotState {
         SlotState {
@@ -302,8 +318,10 @@ mod tests {
             active_pid: None,
             confirmed_flush_lsn: Some(Lsn(50)),
             restart_lsn: Some(Lsn(40)),
-            wal_status: WalStatus::Kept,
+            wal_status: WalStatus::Reserved,
             invalidation: None,
+            safe_wal_bytes: None,
+            failover: None,
         }
     }
 
@@ -330,6 +348,20 @@ mod tests {
         check(Some(state()), Some(record()), "Resume { lsn: 0/3C, clean: false }");
         let at_slot = ProgressRecord { lsn: Lsn(50), clean: true, ..record() };
         check(Some(state()), Some(at_slot), "Resume { lsn: 0/32, clean: true }");
+    }
+
+    #[test]
+    fn a_promoted_standby_goes_on_if_it_has_all_that_was_published() {
+        let promoted = |fork| Server { fork: Some(Lsn(fork)), ..SYSTEM };
+        let before = ProgressRecord { timeline: 1, ..record() };
+        let decided = |server| {
+            let decided = decide(("s", "app"), Some(&state()), Some(&before), &server);
+            decided.map_or_else(|err| err.to_string(), |it| format!("{it:?}"))
+        };
+        assert_eq!(decided(promoted(60)), "Resume { lsn: 0/3C, clean: false }");
+        let lost = decided(promoted(59));
+        assert!(lost.contains("up to 0/3C were published, but"), "{lost}");
+        assert!(decided(SYSTEM).contains("published from timeline 1"));
     }
 
     #[test]
@@ -373,8 +405,11 @@ mod tests {
         let expected = SlotState { wal_status: WalStatus::Unknown, ..state() };
         assert_eq!(SlotState::from_json(old).unwrap(), expected);
 
-        let new = old.replace("\"slot_type\":\"logical\"", "\"wal_status\":\"extended\"");
-        assert_eq!(SlotState::from_json(&new).unwrap(), state());
+        let new = old
+            .replace("\"slot_type\":\"logical\"", "\"wal_status\":\"extended\",\"failover\":true");
+        let expected =
+            SlotState { wal_status: WalStatus::Extended, failover: Some(true), ..state() };
+        assert_eq!(SlotState::from_json(&new).unwrap(), expected);
         assert!(SlotState::from_json("{}").is_err());
     }
 }

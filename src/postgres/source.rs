@@ -97,6 +97,11 @@ impl SourceError {
             Self::Walsender(_) | Self::Decode { .. } | Self::Assemble { .. } => false,
         }
     }
+
+    /// Whether Postgres refuses what a person can give.
+    pub fn is_curable(&self) -> bool {
+        matches!(self, Self::Connection(_) | Self::Publication(_) | Self::Query(_))
+    }
 }
 
 /// A session of the reading stage.

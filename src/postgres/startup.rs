@@ -28,8 +28,10 @@ pub(crate) const PINNED_OPTIONS: &str = "-c timezone=UTC -c datestyle=ISO \
 /// for the names in mappings.
 const SEARCH_PATH: &str = "-c search_path=pg_catalog";
 
-/// A walsender is idle for long and never ends on its own account.
-const UNLIMITED_OPTIONS: &str = "-c statement_timeout=0 -c idle_session_timeout=0";
+/// A walsender is idle for long and never ends on its own account; and it warns of what it leaves
+/// out (`connection::left_out`), which a role's own setting must not hush.
+const UNLIMITED_OPTIONS: &str =
+    "-c statement_timeout=0 -c idle_session_timeout=0 -c client_min_messages=warning";
 
 /// Starts the session and logs in.
 pub(crate) async fn start(session: &mut Session, url: &PostgresUrl) -> Result<(), ConnectionError> {

@@ -175,6 +175,7 @@ impl Builds {
             followed: self.followed_tables(),
             first: !self.loaded_once,
             sweep_all: self.sweep_all && !self.loaded_once,
+            wishes: self.wishes.clone(),
         })
     }
 

@@ -40,6 +40,8 @@ pub struct Request {
     pub(super) followed: BTreeSet<TableName>,
     pub(super) first: bool,
     pub(super) sweep_all: bool,
+    /// What commands had asked for at the last load.
+    pub(super) wishes: Wishes,
 }
 
 /// The mapping files as Postgres and Elasticsearch have agreed to them.
@@ -110,9 +112,18 @@ pub async fn load(
     }
     unmark_the_others(tools, &survey, (&prepared, &frozen), &request).await?;
     let settlement = settle_positions(context, tools, log, (&mut prepared, &request)).await?;
-    let Settlement { owed, missing, seen_to } = settlement;
+    let Settlement { mut owed, missing, seen_to } = settlement;
     let wishes = survey.wishes();
+    owed.extend(asked_again(&wishes, &request));
     Ok(Loaded { prepared, frozen, known, owed, missing, seen_to, wishes })
+}
+
+/// Indices that we fill and that a command wants swept since the last load. It has told them that a
+/// sweep is owed.
+fn asked_again(wishes: &Wishes, request: &Request) -> Vec<String> {
+    let count = |of: &Wishes, index: &str| of.iter().find(|it| it.0 == index).map_or(0, |it| it.2);
+    let grown = |it: &&String| count(&request.wishes, it) < count(wishes, it);
+    request.active.keys().filter(grown).cloned().collect()
 }
 
 /// Takes the mark away from every index that nobody fills from now on: its mapping is broken or

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod cluster;
+pub mod clusters;
 pub mod daemon;
 pub mod oracle;
 pub mod servers;

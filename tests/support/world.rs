@@ -25,6 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct World {
     pub name: String,
     pub folder: tempfile::TempDir,
+    postgres: String,
     pub database_url: String,
     pub config: PathBuf,
     pub mappings: PathBuf,
@@ -44,6 +45,10 @@ pub struct Wishes<'a> {
     /// SQL instead of the sample application; then there are no mappings either.
     pub instead: Option<&'a str>,
     pub tables: &'a str,
+    /// Lines added to `[postgres]`.
+    pub postgres: &'a str,
+    /// A Postgres of the test's own, `postgres://…/postgres`, instead of the shared one.
+    pub server: Option<String>,
 }
 
 impl Default for Wishes<'_> {
@@ -55,6 +60,8 @@ impl Default for Wishes<'_> {
             kafka: "",
             instead: None,
             tables: "public.*",
+            postgres: "",
+            server: None,
         }
     }
 }
@@ -62,7 +69,8 @@ impl Default for Wishes<'_> {
 impl World {
     /// Makes the database, loads the sample application, copies its mappings, writes the config.
     pub async fn new(name: &str, wishes: Wishes<'_>) -> Self {
-        let postgres = server("ONELOG_TEST_POSTGRES");
+        let postgres = wishes.server.clone();
+        let postgres = postgres.unwrap_or_else(|| server("ONELOG_TEST_POSTGRES"));
         let name = format!("{name}_{}", std::process::id());
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (admin, _connection) = connect(&postgres).await;
@@ -95,7 +103,7 @@ impl World {
         std::fs::write(&config, text).expect("the config is written");
         let transport =
             Transport::single_node(&server("ONELOG_TEST_ELASTICSEARCH")).expect("a URL");
-        Self { name, folder, database_url, config, mappings, http, transport }
+        Self { name, folder, postgres, database_url, config, mappings, http, transport }
     }
 
     /// `onelog COMMAND --config …`; standard output, or a panic with everything it said.
@@ -270,7 +278,7 @@ impl Drop for World {
                 eprintln!("the daemons' logs: {}", self.keep_logs());
             }
         }
-        let postgres = server("ONELOG_TEST_POSTGRES");
+        let postgres = &self.postgres;
         let sql = format!(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots \
              WHERE slot_name = '{0}' AND active",
@@ -283,7 +291,7 @@ impl Drop for World {
         );
         let drop_database = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         let ended = Command::new(psql_path())
-            .args(["-X", "-q", &postgres, "-c", &sql, "-c", &drop_slot, "-c", &drop_database])
+            .args(["-X", "-q", postgres, "-c", &sql, "-c", &drop_slot, "-c", &drop_database])
             .output();
         if !std::thread::panicking() {
             ended.expect("psql runs");
@@ -295,6 +303,7 @@ fn config_text(name: &str, database_url: &str, http: &str, wishes: &Wishes<'_>) 
     let (kafka, elastic) = (server("ONELOG_TEST_KAFKA"), server("ONELOG_TEST_ELASTICSEARCH"));
     let more_elastic = wishes.elasticsearch;
     let (more_kafka, more_translate, tables) = (wishes.kafka, wishes.translate, wishes.tables);
+    let more_postgres = wishes.postgres;
     format!(
         r#"
 [postgres]
@@ -302,6 +311,7 @@ url = "{database_url}"
 slot_name = "{name}"
 publication_name = "{name}"
 tables = ["{tables}"]
+{more_postgres}
 [kafka]
 brokers = "{kafka}"
 topic_prefix = "{name}"
@@ -336,9 +346,10 @@ pub async fn connect(url: &str) -> (Client, JoinSet<()>) {
     (client, driver)
 }
 
-/// The client that belongs to the shared Postgres.
+/// The client that belongs to the shared Postgres; a build from Maven has none, then the system's.
 pub fn psql_path() -> PathBuf {
-    Path::new(&server("ONELOG_TEST_POSTGRES_BIN")).join("psql")
+    let own = Path::new(&server("ONELOG_TEST_POSTGRES_BIN")).join("psql");
+    if own.exists() { own } else { "psql".into() }
 }
 
 fn psql(url: &str, arguments: &[&str]) {

@@ -1,7 +1,7 @@
 //! What `check` asks of the three servers.
 
 use crate::causes::with_causes;
-use crate::cli::check::Findings;
+use crate::cli::check::{Findings, failover};
 use crate::config::Config;
 use crate::elasticsearch::client::Elasticsearch;
 use crate::kafka::progress_record;
@@ -106,6 +106,11 @@ async fn publication_and_slot(
         Ok(state) => state,
         Err(error) => return findings.wrong(&with_causes(&error)),
     };
+    if let Some(state) = &state
+        && let Err(error) = failover::check(config, client, state, findings).await?
+    {
+        findings.wrong(&with_causes(&error))?;
+    }
     match slot::check(slot_name, &postgres.url.database, state.as_ref()) {
         Err(error) => findings.wrong(&with_causes(&error)),
         Ok(confirmed) => {

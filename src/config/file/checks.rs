@@ -47,6 +47,28 @@ pub(super) fn postgres_url(text: &str) -> Result<PostgresUrl, String> {
     text.parse::<PostgresUrl>().map_err(|error| error.to_string())
 }
 
+/// A segment is 16 MB, and a slot keeps two in passing: less than this is no budget.
+const WAL_BUDGET_MIN: u64 = 64 << 20;
+
+/// Bytes with one of Postgres' units, or "off".
+pub(super) fn wal_budget(text: &str) -> Result<Option<u64>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let unit: Option<u64> = match &text[digits.len()..] {
+        "MB" => Some(1 << 20),
+        "GB" => Some(1 << 30),
+        "TB" => Some(1 << 40),
+        _ => None,
+    };
+    let bytes = digits.trim_end().parse::<u64>().ok().zip(unit).and_then(|(n, u)| n.checked_mul(u));
+    let valid = bytes.filter(|it| *it >= WAL_BUDGET_MIN);
+    valid.map(Some).ok_or_else(|| {
+        format!("wal_budget must be 64MB or more, such as \"20GB\", or \"off\", not \"{text}\"")
+    })
+}
+
 /// Slots allow just these characters (manual, 9.27.6); publications, which allow more, are held
 /// to the same so that their names never need quotes.
 pub(super) fn postgres_name(key: &str, text: &str) -> Result<String, String> {

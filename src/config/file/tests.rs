@@ -19,7 +19,18 @@ const EXAMPLE: &str = include_str!("../../../config.example.toml");
 
 /// Every key of the config, section by section.
 const KEYS: [(&str, &[&str]); 7] = [
-    ("postgres", &["url", "slot_name", "publication_name", "tables"]),
+    (
+        "postgres",
+        &[
+            "url",
+            "slot_name",
+            "publication_name",
+            "tables",
+            "slot_failover",
+            "wal_budget",
+            "wal_budget_action",
+        ],
+    ),
     (
         "kafka",
         &[

@@ -38,6 +38,9 @@ pub struct IndexMeta {
     pub served_ms: Option<u64>,
     /// Since when nobody fills it; None: it serves, or is being built.
     pub retired_ms: Option<u64>,
+    /// How often `onelog prepare --adopt-slot` has asked for a sweep of the whole, as the log lacks
+    /// changes: daemons that run notice that it has grown.
+    pub sweeps_asked: u64,
     /// `onelog rebuild`: the next generation is wanted.
     pub rebuild: bool,
     /// `onelog rollback`: serve this index as long as the mapping files lead to the one named here.
@@ -77,6 +80,7 @@ impl IndexMeta {
             swept: None,
             served_ms: None,
             retired_ms: None,
+            sweeps_asked: 0,
             rebuild: false,
             instead_of: None,
             definition: Some(definition),
@@ -99,6 +103,12 @@ impl IndexMeta {
         self.built = false;
         self.era += 1;
         self.swept = None;
+    }
+
+    /// A sweep of the whole is owed, and every daemon that runs is to notice.
+    pub fn ask_sweep(&mut self) {
+        self.owe();
+        self.sweeps_asked += 1;
     }
 
     /// Nobody fills the index from now on.
@@ -135,6 +145,7 @@ impl IndexMeta {
             })),
             "served_ms": self.served_ms,
             "retired_ms": self.retired_ms,
+            "sweeps_asked": self.sweeps_asked,
             "rebuild": self.rebuild,
             "instead_of": self.instead_of,
             "definition": self.definition.as_ref().map(definition_json),
@@ -158,6 +169,7 @@ impl IndexMeta {
             swept: note.get("swept").and_then(SweptTo::from_json),
             served_ms: number("served_ms"),
             retired_ms: number("retired_ms"),
+            sweeps_asked: number("sweeps_asked").unwrap_or(0),
             rebuild: note.get("rebuild").and_then(Value::as_bool).unwrap_or(false),
             instead_of: text("instead_of"),
             definition: note.get("definition").and_then(|it| definition(&collection, it)),
@@ -324,6 +336,7 @@ mod tests {
             swept: Some(SweptTo { key: "k\"".to_owned(), fresh: true, documents: 7, era: 3 }),
             served_ms: Some(5),
             retired_ms: Some(6),
+            sweeps_asked: 4,
             rebuild: true,
             instead_of: Some("p-c-9".to_owned()),
             definition: Some(Collection {

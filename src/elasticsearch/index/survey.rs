@@ -27,8 +27,9 @@ pub struct Survey {
     pub aliases: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a person has asked for by a command, as the notes say.
-pub type Wishes = BTreeSet<(String, Option<String>)>;
+/// What a person has asked for by a command, as the notes say: by index, what it is to be served
+/// instead of, and how many sweeps were asked for.
+pub type Wishes = BTreeSet<(String, Option<String>, u64)>;
 
 impl Survey {
     /// From the server's answer about every index below our prefix.
@@ -90,9 +91,12 @@ impl Survey {
 
     /// What commands have asked for; when it changes, the mappings are loaded again.
     pub fn wishes(&self) -> Wishes {
-        let wished =
-            self.indices.iter().filter(|(_, it)| it.meta.rebuild || it.meta.instead_of.is_some());
-        wished.map(|(name, it)| (name.clone(), it.meta.instead_of.clone())).collect()
+        let wishes = |it: &IndexMeta| it.rebuild || it.instead_of.is_some() || it.sweeps_asked > 0;
+        let wished = self.indices.iter().filter(|(_, it)| wishes(&it.meta));
+        let wish = |(name, it): (&String, &Surveyed)| {
+            (name.clone(), it.meta.instead_of.clone(), it.meta.sweeps_asked)
+        };
+        wished.map(wish).collect()
     }
 }
 
