@@ -340,17 +340,6 @@ async fn privileges_that_are_taken_away_are_waited_for() {
         world.quiet().await;
         world.check_documents().await;
     }
-    let grant =
-        |word: &str, to: &str| format!("{word} SELECT ON ALL TABLES IN SCHEMA public {to} {role}");
-    run(&client, &grant("REVOKE", "FROM")).await;
-    run(&client, CHANGE).await;
-    eventually("the translator says what it may not", PATIENCE, || async {
-        let (status, body) = world.http("/readyz").await?;
-        (status == 503 && body.contains("translate: ")).then_some(())
-    })
-    .await;
-    run(&client, &grant("GRANT", "TO")).await;
-    ready(&world).await;
     right_and_stopped(&world, daemon).await;
     run(&client, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
