@@ -61,6 +61,9 @@ async fn run(client: &Client, sql: &str) {
 const CHANGE: &str = "UPDATE company_profile SET name = name || '!' WHERE name <> 'in no log'; \
                       INSERT INTO company_profile (id, name) VALUES (gen_random_uuid(), 'one more')";
 
+/// A slot needs WAL from the oldest transaction on that runs and has written something.
+const HOLD: &str = "BEGIN; SELECT pg_logical_emit_message(true, 'held', '')";
+
 /// 20 MB of WAL.
 const FILLER: &str = "SELECT pg_logical_emit_message(false, 'filler', repeat('x', 20000000))";
 
@@ -127,8 +130,7 @@ async fn a_slot_that_lost_its_wal_is_red_until_the_command_that_it_names() {
     let (world, daemon) = built("lost_wal", wishes).await;
     let (client, _one) = world.client().await;
     let (holding, _two) = world.client().await;
-    // A slot needs WAL from the oldest running transaction on.
-    run(&holding, "BEGIN; SELECT pg_current_xact_id()").await;
+    run(&holding, HOLD).await;
     let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1";
     eventually("the slot has lost WAL", PATIENCE, || async {
         run(&client, FILLER).await;
@@ -165,8 +167,7 @@ async fn a_slot_over_its_budget_is_dropped_where_that_is_wanted() {
     let (world, daemon) = built("budget", wishes).await;
     let (client, _one) = world.client().await;
     let (holding, _two) = world.client().await;
-    // A slot keeps WAL from the oldest running transaction on.
-    run(&holding, "BEGIN; SELECT pg_current_xact_id()").await;
+    run(&holding, HOLD).await;
     let gone = "SELECT count(*) = 0 FROM pg_replication_slots WHERE slot_name = $1";
     let row = client.query_one(gone, &[&world.name]).await.expect("an answer");
     assert!(!row.get::<_, bool>(0), "within its budget it stays");
