@@ -37,7 +37,7 @@ pub enum CaptureError {
         slot: String,
         publication: String,
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
     /// Another process used the slot between our look at it and our taking it.
     #[error("another process has just used slot \"{slot}\"")]
@@ -86,7 +86,7 @@ impl CaptureError {
             {
                 let (slot, publication) =
                     (config.slot_name.clone(), config.publication_name.clone());
-                Self::Unpublished { slot, publication, source }
+                Self::Unpublished { slot, publication, source: Box::new(source) }
             }
             other => other,
         }
