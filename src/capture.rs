@@ -12,6 +12,7 @@
 //! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
 
 mod copies;
+pub mod declared;
 mod error;
 mod prepare;
 mod slot_watch;
@@ -26,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use error::CaptureError;
-pub use prepare::{PrepareError, prepare_capture};
+pub use prepare::{PrepareError, prepare_capture, wanted_topics};
 
 use crate::causes::with_causes;
 use crate::config::Config;
@@ -35,7 +36,7 @@ use crate::kafka::copy_record::CopyRecord;
 use crate::kafka::delivery::{LogProducer, now_us};
 use crate::kafka::envelope::SourceContext;
 use crate::kafka::merge::{Merge, WORDS_MAX};
-use crate::kafka::producer::{ProducerSession, run_producer, wanted_topic};
+use crate::kafka::producer::{ProducerSession, run_producer};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::kafka::topics::WantedTopic;
 use crate::lsn::Lsn;
@@ -183,6 +184,7 @@ async fn open(
     loop {
         let client = client::connect(&config.postgres.url, "onelog capture").await?;
         publication::verify(&client, &config.postgres.publication_name).await?;
+        declared::verify(config, &client).await?;
         let state = slot::inspect(&client, name).await?;
         let database = database(&client).await?;
         if let Some(pid) = state.as_ref().and_then(|it| it.active_pid) {
@@ -308,11 +310,17 @@ async fn wait_out_predecessor(
     }
 }
 
-/// The topics of the tables that are published now. Rows of an outbox go where each says.
+/// The topics of the tables that are published now, and those that are declared by name. Rows of
+/// an outbox go where each says.
 fn expected_topics(config: &Config, shapes: &Shapes) -> Vec<WantedTopic> {
-    let topics = shapes.topics().into_iter();
-    let topics = topics.filter(|it| !config.outbox.has_topic(&config.kafka, it));
-    topics.map(|it| wanted_topic(&config.kafka, &it, true)).collect()
+    let all = shapes.topics();
+    let declared = WantedTopic::declared(&config.kafka, |it| all.contains(it));
+    let topics = all.into_iter().filter(|it| !config.outbox.has_topic(&config.kafka, it));
+    let of_table = |it: String| {
+        let own = WantedTopic::of_table(&config.kafka, &it, true);
+        std::iter::once(own).chain(WantedTopic::extracts_of(&config.kafka, &it, true))
+    };
+    topics.flat_map(of_table).chain(declared).collect()
 }
 
 /// Cleans outbox tables up beside the stages, for as long as it is kept.

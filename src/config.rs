@@ -3,10 +3,12 @@
 //! Every field here has been checked; nothing reads the file again. A stage gets its own slice.
 
 pub mod file;
+pub mod topics;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::topics::Declaration;
 use crate::outbox::template::TopicTemplate;
 use crate::postgres::url::PostgresUrl;
 
@@ -68,6 +70,8 @@ pub struct KafkaConfig {
     pub min_compaction_lag: Duration,
     /// Consumer group of the translators.
     pub group_id: String,
+    /// What is said of topics one by one: the first that has a topic's name counts.
+    pub topics: Vec<Declaration>,
     /// librdkafka properties of the operator's own, applied last: security and the like.
     pub properties: Vec<(String, String)>,
 }

@@ -2,10 +2,12 @@
 
 pub mod batch;
 pub mod chunk;
+pub mod cloud_events;
 pub mod consumer;
 pub mod copy_record;
 pub mod delivery;
 pub mod envelope;
+pub mod extract;
 pub mod merge;
 pub mod offsets;
 pub mod outbox;

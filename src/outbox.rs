@@ -88,6 +88,11 @@ pub enum Refusal {
     #[error("topic {topic} has {found} partitions, and none with number {wanted}")]
     Partition { topic: String, wanted: i32, found: usize },
     #[error(
+        "aggregateid is missing, and topic {topic} is compacted, which takes no record without a \
+         key; declare another kind or cleanup_policy in [[topics]]"
+    )]
+    Compacted { topic: String },
+    #[error(
         "it is too large for topic {topic}: {size} bytes, of at most {limit}; raise \
          max.message.bytes of the topic, or publish a reference instead"
     )]

@@ -13,6 +13,7 @@ pub mod pgoutput;
 pub mod publication;
 pub mod query_error;
 pub mod query_plan;
+pub mod row_filter;
 pub mod server_error;
 mod session;
 pub mod slot;

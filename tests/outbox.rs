@@ -14,71 +14,12 @@ use onelog::config::file::load;
 use onelog::postgres::cleanup::{CleanupError, clean_batch};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Headers;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
-use serde_json::Value;
 use support::daemon::Daemon;
+use support::log::{Found, read};
 use support::world::{PATIENCE, Wishes, World, psql_path};
 use support::{eventually, server};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
-
-/// A record as it is in Kafka.
-#[derive(Debug)]
-struct Found {
-    key: Option<String>,
-    value: Option<String>,
-    headers: BTreeMap<String, String>,
-}
-
-impl Found {
-    fn json(&self) -> Value {
-        serde_json::from_str(self.value.as_deref().unwrap()).unwrap()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(String::as_str)
-    }
-}
-
-/// All records of a topic, each partition in its order; none if there is no such topic.
-fn read(topic: &str) -> Vec<Found> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", server("ONELOG_TEST_KAFKA"))
-        .set("group.id", "outbox-test")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("allow.auto.create.topics", "false")
-        .create()
-        .unwrap();
-    let metadata = consumer.fetch_metadata(None, PATIENCE).unwrap();
-    let Some(topic) = metadata.topics().iter().find(|it| it.name() == topic) else {
-        return Vec::new();
-    };
-    let mut list = TopicPartitionList::new();
-    for partition in topic.partitions() {
-        list.add_partition_offset(topic.name(), partition.id(), Offset::Beginning).unwrap();
-    }
-    consumer.assign(&list).unwrap();
-    let (mut ends, mut records) = (0, Vec::new());
-    while ends < topic.partitions().len() {
-        let Ok(message) = consumer.poll(PATIENCE).expect("a record or an end") else {
-            ends += 1;
-            continue;
-        };
-        let text = |it: &[u8]| String::from_utf8_lossy(it).into_owned();
-        let headers = message.headers().map_or_else(BTreeMap::new, |all| {
-            all.iter().map(|it| (it.key.to_owned(), text(it.value.unwrap_or(b"")))).collect()
-        });
-        records.push(Found {
-            key: message.key().map(text),
-            value: message.payload().map(text),
-            headers,
-        });
-    }
-    records
-}
 
 /// A world with an outbox table, the functions, a table of the application, and no mappings.
 async fn world(name: &str, more: &str) -> World {

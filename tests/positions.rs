@@ -8,8 +8,7 @@ use std::time::Duration;
 use onelog::config::{Delivery, KafkaConfig};
 use onelog::kafka::consumer::{Log, Partition};
 use onelog::kafka::positions::Notes;
-use onelog::kafka::producer::wanted_topic;
-use onelog::kafka::topics::ensure_topics;
+use onelog::kafka::topics::{WantedTopic, ensure_topics};
 use rdkafka::ClientConfig;
 use rdkafka::Message as _;
 use rdkafka::consumer::CommitMode;
@@ -28,6 +27,7 @@ fn config(test: &str) -> KafkaConfig {
         socket_timeout: Duration::from_secs(10),
         partitions: 1,
         replication_factor: 1,
+        topics: Vec::new(),
         min_compaction_lag: Duration::from_secs(7 * 24 * 3600),
         group_id: unique,
         properties: Vec::new(),
@@ -37,7 +37,7 @@ fn config(test: &str) -> KafkaConfig {
 /// Makes the topic, and waits until each of its partitions has a leader who answers.
 async fn topic(config: &KafkaConfig) -> String {
     let topic = config.entity_topic("public", "pear");
-    let wanted = wanted_topic(config, &topic, true);
+    let wanted = WantedTopic::of_table(config, &topic, true);
     ensure_topics(config, &[wanted], false).await.expect("a topic");
     let log = Log::new(config).expect("a log");
     let count = usize::try_from(config.partitions).expect("a number");

@@ -50,6 +50,7 @@ fn config(test: &str) -> Config {
             socket_timeout: Duration::from_secs(1),
             partitions: 3,
             replication_factor: 1,
+            topics: Vec::new(),
             min_compaction_lag: Duration::from_secs(7 * 24 * 3600),
             group_id: unique,
             properties: Vec::new(),

@@ -1,5 +1,6 @@
 //! Why a session of capture ended, and who can do something about it.
 
+use super::declared::DeclaredError;
 use crate::config::PostgresConfig;
 use crate::kafka::delivery::ProduceError;
 use crate::kafka::progress_record::ProgressReadError;
@@ -21,6 +22,8 @@ pub enum CaptureError {
     Slot(#[from] SlotError),
     #[error(transparent)]
     Publication(#[from] PublicationError),
+    #[error(transparent)]
+    Declared(#[from] DeclaredError),
     #[error(transparent)]
     ProgressRead(#[from] ProgressReadError),
     #[error(transparent)]
@@ -54,6 +57,7 @@ impl CaptureError {
             Self::Query(error) => error.is_transient(),
             Self::Slot(error) => error.is_transient(),
             Self::Publication(error) => error.is_transient(),
+            Self::Declared(error) => error.is_transient(),
             Self::ProgressRead(error) => error.is_transient(),
             Self::Produce(error) => error.is_transient(),
             Self::Source(error) => error.is_transient(),
@@ -70,6 +74,7 @@ impl CaptureError {
             | Self::Query(_)
             | Self::Slot(_)
             | Self::Publication(_)
+            | Self::Declared(_)
             | Self::Unpublished { .. } => true,
             Self::Source(error) => error.is_curable(),
             Self::ProgressRead(_) | Self::Produce(_) | Self::Raced { .. } | Self::Panicked(_) => {

@@ -9,11 +9,12 @@
 
 use std::collections::HashSet;
 
+use crate::capture::declared::{self, DeclaredError};
 use crate::capture::{DELIVERY_SLACK, database, read_record};
 use crate::config::{Config, KafkaConfig};
 use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::OutRecord;
-use crate::kafka::producer::{AHEAD_MAX, POSTGRES_EPOCH_US, wanted_topic};
+use crate::kafka::producer::{AHEAD_MAX, POSTGRES_EPOCH_US};
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::kafka::topics::{self, TopicAction, TopicError, WantedTopic};
 use crate::lsn::Lsn;
@@ -38,6 +39,8 @@ pub enum PrepareError {
     #[error(transparent)]
     Publication(#[from] PublicationError),
     #[error(transparent)]
+    Declared(#[from] DeclaredError),
+    #[error(transparent)]
     Topic(#[from] TopicError),
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -56,6 +59,7 @@ impl PrepareError {
             Self::Connection(error) => error.is_transient(),
             Self::Query(error) => error.is_transient(),
             Self::Publication(error) => error.is_transient(),
+            Self::Declared(error) => error.is_transient(),
             Self::Topic(error) => error.is_transient(),
             Self::Slot(error) => error.is_transient(),
             Self::ProgressRead(error) => error.is_transient(),
@@ -88,6 +92,9 @@ pub async fn prepare_capture(
     let verb = if dry_run { "Would run" } else { "Ran" };
     said.extend(statements.iter().map(|it| format!("{verb}: {it}.")));
 
+    if !dry_run {
+        declared::verify(config, &client).await?;
+    }
     let mut wanted = wanted_topics(config, &client).await?;
     if AHEAD_MAX < wanted.len() {
         let later = wanted.len() - AHEAD_MAX;
@@ -125,9 +132,15 @@ async fn check_server(client: &Client) -> Result<(), PrepareError> {
     }
 }
 
-/// Ours, and one for each table with its leaves. In a dry run the publication may lack tables
-/// still; their topics are then not told.
-async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTopic>, PrepareError> {
+/// Ours, one for each table with its leaves, and those that are declared by name. In a dry run the
+/// publication may lack tables still; their topics are then not told.
+///
+/// # Errors
+/// If the publication can't be read.
+pub async fn wanted_topics(
+    config: &Config,
+    client: &Client,
+) -> Result<Vec<WantedTopic>, PublicationError> {
     let kafka: &KafkaConfig = &config.kafka;
     let mut wanted: Vec<WantedTopic> = WantedTopic::of_the_daemon(kafka).into();
     let mut names = HashSet::new();
@@ -137,9 +150,13 @@ async fn wanted_topics(config: &Config, client: &Client) -> Result<Vec<WantedTop
         // Rows of an outbox go where each says.
         let is_outbox = config.outbox.has_topic(kafka, &topic);
         if !is_outbox && names.insert(topic.clone()) {
-            wanted.push(wanted_topic(kafka, &topic, !table.key_columns().is_empty()));
+            let keyed = !table.key_columns().is_empty();
+            wanted.push(WantedTopic::of_table(kafka, &topic, keyed));
+            wanted.extend(WantedTopic::extracts_of(kafka, &topic, keyed));
         }
     }
+    let declared = WantedTopic::declared(kafka, |it| wanted.iter().any(|known| known.name == it));
+    wanted.extend(declared);
     Ok(wanted)
 }
 

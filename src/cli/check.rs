@@ -105,7 +105,10 @@ async fn whole(
     findings: &mut Findings<'_>,
 ) -> std::io::Result<()> {
     let client = servers::postgres(config, findings).await?;
-    servers::kafka(config, findings).await?;
+    servers::kafka(config, client.as_ref(), findings).await?;
+    if let Some(client) = &client {
+        servers::declared_topics(config, client, findings).await?;
+    }
     servers::elasticsearch(config, findings).await?;
     indices::check(config, findings).await?;
     match client {

@@ -11,6 +11,7 @@ pub mod checks;
 mod outbox;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -68,10 +69,18 @@ pub fn parse(
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut top = source.top();
     let postgres = postgres(&source, top.take_table("postgres"));
-    let kafka = kafka(&source, top.take_table("kafka"));
+    let mut kafka = kafka(&source, top.take_table("kafka"));
     let copy = copy(&source, top.take_table("copy"));
     let prefix = kafka.as_ref().map_or("app", |it| &it.topic_prefix);
     let outbox = outbox::outbox(&source, top.take_table("outbox"), prefix);
+    let ground = topics::Ground {
+        topic_prefix: prefix,
+        min_compaction_lag: kafka.as_ref().map_or(Duration::ZERO, |it| it.min_compaction_lag),
+    };
+    let declared = topics::topics(&source, top.take_tables("topics"), &ground);
+    if let Some(kafka) = &mut kafka {
+        kafka.topics = declared;
+    }
     let elasticsearch = elasticsearch(&source, top.take_table("elasticsearch"), folder);
     let translate = translate(&source, top.take_table("translate"), folder);
     let http = http(&source, top.take_table("http"));
@@ -187,6 +196,7 @@ fn kafka(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<KafkaConfig> {
         min_compaction_lag: min_compaction_lag.unwrap_or(7 * DAY),
         group_id: group_id.unwrap_or_else(|| format!("{topic_prefix}.onelog")),
         topic_prefix,
+        topics: Vec::new(),
         properties,
     })
 }

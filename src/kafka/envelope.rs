@@ -21,6 +21,7 @@
 //! Invariant: what is returned without an error is valid JSON, and a delete's key equals its
 //! tombstone's.
 
+mod connect;
 mod headers;
 mod message;
 mod row;

@@ -13,13 +13,16 @@ use std::sync::Arc;
 
 use crate::change::{Change, LogicalMessage};
 use crate::config::{KafkaConfig, OutboxConfig};
+use crate::kafka::cloud_events::CloudEvent;
 use crate::kafka::delivery::{LogProducer, Place, ProduceError};
 use crate::kafka::envelope::{ChangeAt, EnvelopeWriter, Header, OutRecord, TableShape};
 use crate::kafka::producer::record_bytes_max;
-use crate::kafka::topics::{self, TopicFacts, TopicKind, WantedTopic};
+use crate::kafka::topics::{self, TopicFacts, WantedTopic};
 use crate::metrics::Metrics;
 use crate::outbox::row::OutboxTable;
-use crate::outbox::{EVENT_PREFIX, Event, Letter, Refusal, message, record_size};
+use crate::outbox::{
+    EVENT_PREFIX, Event, ID_HEADER, Letter, Refusal, TYPE_HEADER, message, record_size,
+};
 use crate::progress::TransactionSeq;
 use crate::relation::RelationId;
 
@@ -156,7 +159,7 @@ impl Outbox {
         of: Of<'_>,
     ) -> Result<Result<(), Refusal>, ProduceError> {
         let now_ms = at.now_us / 1000;
-        let letter = match event.and_then(|it| it.letter(&self.config, of.headers, now_ms)) {
+        let mut letter = match event.and_then(|it| it.letter(&self.config, of.headers, now_ms)) {
             Ok(letter) => letter,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -167,10 +170,15 @@ impl Outbox {
         if TOPICS_MAX <= self.topics.len() && !self.topics.contains_key(topic) {
             return Ok(Err(Refusal::TooManyTopics { topic: letter.topic, limit: TOPICS_MAX }));
         }
-        let facts = self.facts(topic, TopicKind::Event).await?;
+        let facts = self.facts(topic).await?;
         if let Some(refusal) = unfit(&letter, facts) {
             return Ok(Err(refusal));
         }
+        if self.kafka.declaration(topic).is_some_and(|it| it.cloudevents) {
+            let event_ms = letter.timestamp_ms.unwrap_or(of.commit_ms);
+            add_cloud_event(&self.kafka, &mut letter, event_ms);
+        }
+        let topic = &letter.topic;
         let record = OutRecord {
             topic,
             key: letter.key.as_deref().map(str::as_bytes),
@@ -205,7 +213,7 @@ impl Outbox {
             tracing::error!(from, reason, refused, "an event went to the dead letters");
         }
         let topic = self.kafka.dead_letter_topic();
-        let limit = self.facts(&topic, TopicKind::DeadLetter).await?.max_message_bytes;
+        let limit = self.facts(&topic).await?.max_message_bytes;
         let mut headers = of.headers.to_vec();
         let mut say = |name: &str, value: String| headers.push((name.to_owned(), value));
         say("kind", "outbox".to_owned());
@@ -227,12 +235,12 @@ impl Outbox {
     }
 
     /// Sees to a topic, once in a session.
-    async fn facts(&mut self, topic: &str, kind: TopicKind) -> Result<TopicFacts, ProduceError> {
+    async fn facts(&mut self, topic: &str) -> Result<TopicFacts, ProduceError> {
         if let Some(facts) = self.topics.get(topic) {
             return Ok(*facts);
         }
-        let partitions = if kind == TopicKind::DeadLetter { 1 } else { self.kafka.partitions };
-        let wanted = WantedTopic { name: topic.to_owned(), kind, partitions };
+        let own = WantedTopic::of_the_daemon(&self.kafka).into_iter().find(|it| it.name == topic);
+        let wanted = own.unwrap_or_else(|| WantedTopic::of_events(&self.kafka, topic));
         let failed = |error| ProduceError::Topic(Arc::new(error));
         super::producer::see_to(&self.kafka, &[wanted]).await.map_err(failed)?;
         let mut facts = topics::facts(&self.kafka, topic).await.map_err(failed)?;
@@ -255,6 +263,26 @@ impl Outbox {
     }
 }
 
+/// The event's own id and type; its aggregate is the subject.
+fn add_cloud_event(kafka: &KafkaConfig, letter: &mut Letter<'_>, time_ms: i64) {
+    let of = |name: &str| letter.headers.iter().find(|it| it.0 == name).map(|it| it.1.clone());
+    let (id, kind) = (of(ID_HEADER).unwrap_or_default(), of(TYPE_HEADER));
+    let is_json = |it: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(it).is_ok();
+    let content_type = letter.value.as_deref().map(|value| match is_json(value) {
+        true => "application/json",
+        false => "application/octet-stream",
+    });
+    let event = CloudEvent {
+        id: &id,
+        source: &format!("/onelog/{}/outbox", kafka.topic_prefix),
+        kind: kind.as_deref().unwrap_or("onelog.outbox.event"),
+        subject: letter.key.as_deref(),
+        time_ms,
+        content_type,
+    };
+    event.add_to(&mut letter.headers);
+}
+
 /// Why Kafka would not take the record.
 fn unfit(letter: &Letter<'_>, facts: TopicFacts) -> Option<Refusal> {
     let topic = || letter.topic.clone();
@@ -264,6 +292,9 @@ fn unfit(letter: &Letter<'_>, facts: TopicFacts) -> Option<Refusal> {
         if !there {
             return Some(Refusal::Partition { topic: topic(), wanted, found });
         }
+    }
+    if facts.is_compacted && letter.key.is_none() {
+        return Some(Refusal::Compacted { topic: topic() });
     }
     let (size, limit) = (letter.size(), facts.max_message_bytes);
     (limit < size).then(|| Refusal::TooLarge { topic: topic(), size, limit })

@@ -10,6 +10,7 @@
 //! **Invariant:** what is sent to `confirmed` is durable in the progress topic.
 
 mod ahead;
+mod extracts;
 mod refused;
 
 use std::collections::{HashMap, HashSet};
@@ -35,10 +36,11 @@ use crate::kafka::outbox::{Of, Outbox};
 pub use crate::kafka::producer::ahead::AHEAD_MAX;
 use crate::kafka::producer::ahead::Ahead;
 pub(super) use crate::kafka::producer::ahead::see_to;
+use crate::kafka::producer::extracts::{Extracts, is_plain};
 pub(super) use crate::kafka::producer::refused::record_bytes_max;
 use crate::kafka::producer::refused::{Refused, Written};
 use crate::kafka::progress_record::{self, ProgressRecord};
-use crate::kafka::topics::{TopicKind, WantedTopic};
+use crate::kafka::topics::WantedTopic;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::outbox::context::{self, ContextError};
@@ -214,6 +216,7 @@ struct Encoder {
     open: Option<TransactionSeq>,
     outbox: Outbox,
     refused: Refused,
+    extracts: Extracts,
     /// Between a Begin and its Commit. `open` may be so before: see [`Encoder::message`].
     inside: bool,
     /// When the transaction committed, in milliseconds since 1970.
@@ -228,7 +231,7 @@ impl Encoder {
         let outbox =
             Outbox::new(&session.outbox, &session.config, &session.producer, &session.metrics);
         let refused = Refused::new(&session.config, &session.metrics);
-        let newest = session.resume;
+        let (newest, extracts) = (session.resume, Extracts::new(&session.config));
         Self {
             session,
             writer,
@@ -240,6 +243,7 @@ impl Encoder {
             open: None,
             outbox,
             refused,
+            extracts,
             inside: false,
             commit_ms: 0,
             newest,
@@ -370,18 +374,25 @@ impl Encoder {
             if !copies.is_idle() && matches!(change, Change::Truncate { .. }) {
                 copies.note_truncate(&shape.topic, xid);
             }
+            let extracts = self.extracts.of(id);
+            let own = is_plain(extracts.as_deref(), shape);
             let records = self.writer.write(shape, change, at)?;
-            if records.clone().any(refused::may_be_too_large) {
+            if own && records.clone().any(refused::may_be_too_large) {
                 drop(records);
                 let shape = Arc::clone(shape);
                 self.send_large(&shape, Written::Change(change), at).await?;
-                continue;
-            }
-            for record in records {
-                if !copies.is_idle() {
-                    copies.note(record.topic, record.key, xid);
+            } else {
+                for record in records {
+                    if !copies.is_idle() {
+                        copies.note(record.topic, record.key, xid);
+                    }
+                    if own {
+                        producer.send(seq, record, &self.headers).await?;
+                    }
                 }
-                producer.send(seq, record, &self.headers).await?;
+            }
+            if let Some(extracts) = extracts {
+                self.send_extracts(&extracts, Written::Change(change), at).await?;
             }
         }
         Ok(())
@@ -390,10 +401,18 @@ impl Encoder {
     /// The rows of a chunk, at their place: all that the stream does not have newer already.
     async fn copied(&mut self, mut chunk: Chunk, at: ChangeAt) -> Result<(), ProduceError> {
         chunk.shape = self.with_topic(chunk.shape).await?;
+        // The table as it is now: the stream's changes may still be those of another definition.
+        let mut extracts = Extracts::new(&self.session.config);
+        for wanted in extracts.describe(&chunk.shape) {
+            self.see_to(wanted).await?;
+        }
         let seq = self.open.expect("the assembler refuses transactional messages outside of one");
         let context = self.context.clone().expect("a transaction is open");
         self.writer.begin_copy(&context);
         let (mut published, mut overtaken, mut refused) = (0, 0, None);
+        let id = chunk.shape.relation.id;
+        let extracts = extracts.of(id);
+        let own = is_plain(extracts.as_deref(), &chunk.shape);
         for row in &chunk.rows {
             let records = match self.writer.write_read(&chunk.shape, row, at) {
                 Ok(records) => records,
@@ -409,10 +428,13 @@ impl Encoder {
                 overtaken += 1;
                 continue;
             }
-            if refused::may_be_too_large(record) {
+            if own && refused::may_be_too_large(record) {
                 self.send_large(&chunk.shape, Written::Read(row), at).await?;
-            } else {
+            } else if own {
                 self.session.producer.send(seq, record, &self.headers).await?;
+            }
+            if let Some(extracts) = &extracts {
+                self.send_extracts(extracts, Written::Read(row), at).await?;
             }
             published += 1;
         }
@@ -429,6 +451,9 @@ impl Encoder {
         // Rows of an outbox go where each says.
         if !self.outbox.describe(&shape) {
             shape = self.with_topic(shape).await?;
+            for wanted in self.extracts.describe(&shape) {
+                self.see_to(wanted).await?;
+            }
         }
         self.shapes.insert(shape.relation.id, shape);
         Ok(())
@@ -436,23 +461,17 @@ impl Encoder {
 
     /// Makes sure that a table's topic is there and of the right kind.
     async fn topic(&mut self, shape: &TableShape) -> Result<(), ProduceError> {
-        if !self.topics.contains(&shape.topic) {
-            let config = &self.session.config;
-            let wanted = wanted_topic(config, &shape.topic, !shape.key_columns.is_empty());
-            let seen = see_to(config, &[wanted]).await;
+        let keyed = !shape.key_columns.is_empty();
+        self.see_to(WantedTopic::of_table(&self.session.config, &shape.topic, keyed)).await
+    }
+
+    async fn see_to(&mut self, wanted: WantedTopic) -> Result<(), ProduceError> {
+        let name: Arc<str> = wanted.name.as_str().into();
+        if !self.topics.contains(&name) {
+            let seen = see_to(&self.session.config, &[wanted]).await;
             seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
-            self.topics.insert(Arc::clone(&shape.topic));
+            self.topics.insert(name);
         }
         Ok(())
     }
-}
-
-/// The topic of a table, with or without a key.
-pub fn wanted_topic(config: &KafkaConfig, name: &str, keyed: bool) -> WantedTopic {
-    let kind = if keyed {
-        TopicKind::Entity { min_compaction_lag: config.min_compaction_lag }
-    } else {
-        TopicKind::EntityWithoutKey
-    };
-    WantedTopic { name: name.to_owned(), kind, partitions: config.partitions }
 }

@@ -6,7 +6,7 @@
 //! **Invariant:** the number of partitions of a topic that exists is never changed, because the
 //! order of a key's records rests on it (A14).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::time::Instant;
 
 use crate::config::KafkaConfig;
+use crate::config::topics::{Declaration, TableTopic, TopicSettings};
 use crate::kafka::settings;
 
 /// How long a dead letter is kept: a person has to look at it, perhaps after a holiday.
@@ -32,12 +33,8 @@ const TOPICS_AT_ONCE: usize = 200;
 /// What a topic is for, which decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicKind {
-    /// A table's changes, by primary key.
-    Entity { min_compaction_lag: Duration },
-    /// Changes of a table without any key: compaction refuses null keys, so all are kept.
-    EntityWithoutKey,
-    /// Events of the outbox: kept for ever, by the time of their own.
-    Event,
+    /// What an application or its tables say, as `[[topics]]` and the kind have it.
+    Declared(TopicSettings),
     /// Our progress records. Always one partition.
     Progress,
     /// What could not be handled.
@@ -47,31 +44,8 @@ pub enum TopicKind {
 impl TopicKind {
     /// The settings that the kind rests on.
     pub fn settings(self) -> Vec<(&'static str, String)> {
-        let own = |settings: &[(&'static str, &str)]| -> Vec<(&'static str, String)> {
-            settings.iter().map(|&(name, value)| (name, value.to_owned())).collect()
-        };
         match self {
-            Self::Entity { min_compaction_lag } => {
-                // By the broker's clock: the lag and the translator's age check go by it (B15).
-                let mut all = own(&[
-                    ("cleanup.policy", "compact"),
-                    ("message.timestamp.type", "LogAppendTime"),
-                ]);
-                let lag = min_compaction_lag.as_millis().to_string();
-                all.push(("min.compaction.lag.ms", lag));
-                all
-            }
-            Self::EntityWithoutKey => own(&[
-                ("cleanup.policy", "delete"),
-                ("retention.ms", "-1"),
-                ("retention.bytes", "-1"),
-                ("message.timestamp.type", "LogAppendTime"),
-            ]),
-            Self::Event => own(&[
-                ("cleanup.policy", "delete"),
-                ("retention.ms", "-1"),
-                ("retention.bytes", "-1"),
-            ]),
+            Self::Declared(settings) => settings.named(),
             Self::Progress => vec![
                 ("cleanup.policy", "compact".to_owned()),
                 ("segment.ms", PROGRESS_SEGMENT.as_millis().to_string()),
@@ -94,17 +68,73 @@ pub struct WantedTopic {
     pub kind: TopicKind,
     /// Only for creation; an existing topic may have another number.
     pub partitions: i32,
+    pub replication_factor: i32,
+    /// Somebody has declared how many partitions it has: another number is a drift.
+    pub partitions_declared: bool,
+    pub replication_declared: bool,
 }
 
 impl WantedTopic {
     /// The progress topic and the dead-letter topic, which every deployment has.
     pub fn of_the_daemon(config: &KafkaConfig) -> [Self; 2] {
-        let name = config.progress_topic();
-        let dead = config.dead_letter_topic();
+        let own = |name, kind| Self::new(config, name, (kind, 1), None);
         [
-            Self { name, kind: TopicKind::Progress, partitions: 1 },
-            Self { name: dead, kind: TopicKind::DeadLetter, partitions: 1 },
+            own(config.progress_topic(), TopicKind::Progress),
+            own(config.dead_letter_topic(), TopicKind::DeadLetter),
         ]
+    }
+
+    /// The topic of a table, with or without a key.
+    pub fn of_table(config: &KafkaConfig, name: &str, keyed: bool) -> Self {
+        let declared = config.table_declaration(name);
+        let kind = TopicKind::Declared(config.table_settings(declared, keyed));
+        Self::new(config, name.to_owned(), (kind, config.partitions), declared)
+    }
+
+    /// A topic besides the own one of a table with or without a key.
+    pub fn of_extract(config: &KafkaConfig, declared: &Declaration, keyed: bool) -> Self {
+        let kind = TopicKind::Declared(config.table_settings(Some(declared), keyed));
+        Self::new(config, declared.name.clone(), (kind, config.partitions), Some(declared))
+    }
+
+    /// All topics that a table's changes go to besides its own.
+    pub fn extracts_of(config: &KafkaConfig, topic: &str, keyed: bool) -> Vec<Self> {
+        let is_of_it = |it: &TableTopic| config.table_topic(&it.table) == topic;
+        let all = config.topics.iter();
+        let of_it = all.filter(|it| it.extract.as_ref().is_some_and(is_of_it));
+        of_it.map(|it| Self::of_extract(config, it, keyed)).collect()
+    }
+
+    /// A topic that events go to.
+    pub fn of_events(config: &KafkaConfig, name: &str) -> Self {
+        let kind = TopicKind::Declared(config.event_settings(name));
+        let declared = config.declaration(name);
+        Self::new(config, name.to_owned(), (kind, config.partitions), declared)
+    }
+
+    /// Those that are declared by name, but for what is a table's: `has_table` says which are.
+    pub fn declared(config: &KafkaConfig, has_table: impl Fn(&str) -> bool) -> Vec<Self> {
+        let exact = config.topics.iter().filter(|it| it.is_exact() && it.extract.is_none());
+        let exact = exact.filter(|it| !has_table(&it.name));
+        exact.map(|it| Self::of_events(config, &it.name)).collect()
+    }
+
+    fn new(
+        config: &KafkaConfig,
+        name: String,
+        (kind, partitions): (TopicKind, i32),
+        declared: Option<&Declaration>,
+    ) -> Self {
+        let said = declared.and_then(|it| it.partitions);
+        let copies = declared.and_then(|it| it.replication_factor);
+        Self {
+            name,
+            kind,
+            partitions: said.unwrap_or(partitions),
+            replication_factor: copies.unwrap_or(config.replication_factor),
+            partitions_declared: said.is_some(),
+            replication_declared: copies.is_some(),
+        }
     }
 }
 
@@ -166,17 +196,17 @@ pub async fn ensure_topics(
         .create()
         .map_err(failed("make a client for topics"))?;
     let admin = Arc::new(admin);
-    let partitions = partition_counts(&admin).await.map_err(failed("list the topics"))?;
+    let there = all_topics(&admin).await.map_err(failed("list the topics"))?;
     let mut actions = Vec::with_capacity(wanted.len());
     for some in wanted.chunks(TOPICS_AT_ONCE) {
         let (existing, missing): (Vec<_>, Vec<_>) =
-            some.iter().partition(|it| partitions.contains_key(&it.name));
+            some.iter().partition(|it| there.contains_key(&it.name));
         if !dry_run {
             create(config, &admin, &missing).await?;
         }
         let created = missing.iter().map(|it| TopicAction::Created { topic: it.name.clone() });
         actions.extend(created);
-        actions.extend(compare(config, &admin, (&existing, &partitions)).await?);
+        actions.extend(compare(config, &admin, (&existing, &there)).await?);
     }
     Ok(actions)
 }
@@ -185,7 +215,7 @@ pub async fn ensure_topics(
 async fn compare(
     config: &KafkaConfig,
     admin: &AdminClient<DefaultClientContext>,
-    (existing, partitions): (&[&WantedTopic], &HashMap<String, usize>),
+    (existing, there): (&[&WantedTopic], &HashMap<String, Found>),
 ) -> Result<Vec<TopicAction>, TopicError> {
     let failed = |source| {
         let brokers = config.brokers.clone();
@@ -201,11 +231,12 @@ async fn compare(
         let described = described.map_err(|code| failed(KafkaError::AdminOp(code)))?;
         let found: Vec<(&str, Option<&str>)> =
             described.entries.iter().map(|it| (it.name.as_str(), it.value.as_deref())).collect();
-        let count = partitions.get(&topic.name).copied().unwrap_or(0);
-        if topic.kind == TopicKind::Progress && count != 1 {
-            return Err(TopicError::ProgressPartitions { topic: topic.name.clone(), found: count });
+        let Some(there) = there.get(&topic.name) else { continue };
+        if topic.kind == TopicKind::Progress && there.partitions != 1 {
+            let (topic, found) = (topic.name.clone(), there.partitions);
+            return Err(TopicError::ProgressPartitions { topic, found });
         }
-        actions.push(match drift(&config.brokers, topic, &found) {
+        actions.push(match drift(&config.brokers, topic, (there, &found)) {
             None => TopicAction::Fine { topic: topic.name.clone() },
             Some(warning) => TopicAction::Drift { topic: topic.name.clone(), warning },
         });
@@ -247,13 +278,13 @@ pub async fn facts(config: &KafkaConfig, topic: &str) -> Result<TopicFacts, Topi
     let admin = Arc::new(admin);
     let give_up = Instant::now() + settings::REQUEST_TIMEOUT;
     loop {
-        let counts = partition_counts(&admin).await.map_err(failed)?;
+        let there = all_topics(&admin).await.map_err(failed)?;
         let specifier = ResourceSpecifier::Topic(topic);
         let described =
             admin.describe_configs([&specifier], &options()).await.map_err(failed)?.pop();
-        let found = counts.get(topic).copied().filter(|it| 0 < *it);
+        let found = there.get(topic).filter(|it| 0 < it.partitions);
         match (found, described) {
-            (Some(partitions), Some(Ok(described))) => {
+            (Some(&Found { partitions, .. }), Some(Ok(described))) => {
                 let limit = described.get("max.message.bytes").and_then(|it| it.value.as_ref());
                 let limit = limit.and_then(|it| it.parse().ok()).unwrap_or(MAX_MESSAGE_BYTES);
                 let policy = described.get("cleanup.policy").and_then(|it| it.value.as_ref());
@@ -278,15 +309,25 @@ fn options() -> AdminOptions {
         .operation_timeout(Some(settings::REQUEST_TIMEOUT))
 }
 
-/// All topics with their numbers of partitions. Of all, as asking for one by name may create it.
-async fn partition_counts(
+/// A topic that there is.
+struct Found {
+    partitions: usize,
+    replicas: usize,
+}
+
+/// All topics. Of all, as asking for one by name may create it.
+async fn all_topics(
     admin: &Arc<AdminClient<DefaultClientContext>>,
-) -> Result<HashMap<String, usize>, KafkaError> {
+) -> Result<HashMap<String, Found>, KafkaError> {
     let admin = Arc::clone(admin);
     let fetched = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(None, settings::REQUEST_TIMEOUT)?;
         let topics = metadata.topics().iter();
-        Ok(topics.map(|it| (it.name().to_owned(), it.partitions().len())).collect())
+        let found = topics.map(|it| {
+            let replicas = it.partitions().first().map_or(0, |it| it.replicas().len());
+            (it.name().to_owned(), Found { partitions: it.partitions().len(), replicas })
+        });
+        Ok(found.collect())
     });
     fetched.await.unwrap_or(Err(KafkaError::Canceled))
 }
@@ -304,7 +345,7 @@ async fn create(
         .iter()
         .zip(&settings)
         .map(|(wanted, settings)| {
-            let replication = TopicReplication::Fixed(config.replication_factor);
+            let replication = TopicReplication::Fixed(wanted.replication_factor);
             let topic = NewTopic::new(&wanted.name, wanted.partitions, replication);
             settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
         })
@@ -323,55 +364,99 @@ async fn create(
     Ok(())
 }
 
-/// How `found` differs from what `topic` should be, and the command that cures it.
-fn drift(brokers: &str, topic: &WantedTopic, found: &[(&str, Option<&str>)]) -> Option<String> {
-    let mut differences = Vec::new();
-    let mut cures = Vec::new();
-    for (name, wanted) in topic.kind.settings() {
-        let value = found.iter().find(|it| it.0 == name).and_then(|it| it.1).unwrap_or("");
-        if value != wanted {
-            differences.push(format!("{name} is \"{value}\", not \"{wanted}\""));
-            cures.push(format!("{name}={wanted}"));
+/// How a topic, as it is there with its settings, differs from what it should be, and the commands
+/// that cure it.
+fn drift(
+    brokers: &str,
+    topic: &WantedTopic,
+    (there, settings): (&Found, &[(&str, Option<&str>)]),
+) -> Option<String> {
+    let name = &topic.name;
+    let (mut differences, mut cures, mut adds) = (Vec::new(), Vec::new(), Vec::new());
+    for (setting, wanted) in topic.kind.settings() {
+        let value = settings.iter().find(|it| it.0 == setting).and_then(|it| it.1).unwrap_or("");
+        // The order of a list says nothing.
+        let sorted = |text: &str| text.split(',').map(str::to_owned).collect::<BTreeSet<_>>();
+        if sorted(value) != sorted(&wanted) {
+            differences.push(format!("{setting} is \"{value}\", not \"{wanted}\""));
+            let list = wanted.contains(',');
+            adds.push(if list {
+                format!("{setting}=[{wanted}]")
+            } else {
+                format!("{setting}={wanted}")
+            });
         }
     }
     let limit =
-        found.iter().find(|it| it.0 == "max.message.bytes").and_then(|it| it.1?.parse().ok());
+        settings.iter().find(|it| it.0 == "max.message.bytes").and_then(|it| it.1?.parse().ok());
     if limit.is_some_and(|it: usize| it < MAX_MESSAGE_BYTES_MIN) {
         let limit = limit.unwrap_or(0);
         differences.push(format!("max.message.bytes is {limit}, too small for a batch of records"));
-        cures.push(format!("max.message.bytes={MAX_MESSAGE_BYTES}"));
+        adds.push(format!("max.message.bytes={MAX_MESSAGE_BYTES}"));
     }
-    if differences.is_empty() {
-        return None;
+    if !adds.is_empty() {
+        cures.push(format!(
+            "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics \
+             --entity-name {name} --add-config {}",
+            adds.join(",")
+        ));
     }
-    Some(format!(
-        "topic {}: {}; cure: kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type \
-         topics --entity-name {} --add-config {}",
-        topic.name,
-        differences.join(", "),
-        topic.name,
-        cures.join(","),
-    ))
+    let is = |wanted: i32, found: usize| usize::try_from(wanted) == Ok(found);
+    let (wanted, found) = (topic.partitions, there.partitions);
+    if topic.partitions_declared && !is(wanted, found) {
+        differences.push(format!("it has {found} partitions, not {wanted}"));
+        cures.push(format!(
+            "declare partitions = {found}, as the order of a key's records rests on the number, or \
+             delete the topic if nobody needs what is in it"
+        ));
+    }
+    let (wanted, found) = (topic.replication_factor, there.replicas);
+    if topic.replication_declared && !is(wanted, found) {
+        differences.push(format!("it has {found} replicas, not {wanted}"));
+        cures.push(format!(
+            "kafka-reassign-partitions.sh --bootstrap-server {brokers}, with {wanted} replicas for \
+             each partition of {name}"
+        ));
+    }
+    let (differences, cures) = (differences.join(", "), cures.join("; "));
+    (!differences.is_empty()).then(|| format!("topic {name}: {differences}; cure: {cures}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::topics::{CleanupPolicy, Retention};
+
+    fn topic(policy: CleanupPolicy, declared: bool) -> WantedTopic {
+        WantedTopic {
+            name: "app.public.t".to_owned(),
+            kind: TopicKind::Declared(TopicSettings {
+                policy,
+                min_compaction_lag: Duration::from_secs(7),
+                retention: Retention::For(Duration::from_secs(9)),
+                append_time: policy == CleanupPolicy::Compact,
+            }),
+            partitions: 3,
+            replication_factor: 2,
+            partitions_declared: declared,
+            replication_declared: declared,
+        }
+    }
 
     #[test]
     fn a_drift_names_every_difference_and_its_cure() {
-        let kind = TopicKind::Entity { min_compaction_lag: Duration::from_secs(7) };
-        let topic = WantedTopic { name: "app.public.t".to_owned(), kind, partitions: 3 };
+        let there = Found { partitions: 1, replicas: 1 };
         let lag = ("min.compaction.lag.ms", Some("7000"));
         let time = ("message.timestamp.type", Some("LogAppendTime"));
         let compact = ("cleanup.policy", Some("compact"));
-        assert_eq!(drift("b:1", &topic, &[lag, time, compact]), None);
-        let small =
-            drift("b:1", &topic, &[lag, time, compact, ("max.message.bytes", Some("9000"))]);
-        let small = small.unwrap();
+        let entity = topic(CleanupPolicy::Compact, false);
+        assert_eq!(drift("b:1", &entity, (&there, &[lag, time, compact])), None);
+        let few = [lag, time, compact, ("max.message.bytes", Some("9000"))];
+        let small = drift("b:1", &entity, (&there, &few)).unwrap();
         assert!(small.contains("is 9000, too small") && small.contains("bytes=1048588"), "{small}");
 
-        let warning = drift("b:1", &topic, &[lag, ("cleanup.policy", Some("delete"))]).unwrap();
+        let settings = [lag, ("cleanup.policy", Some("delete"))];
+        let warning = drift("b:1", &entity, (&there, &settings)).unwrap();
         assert_eq!(
             warning,
             "topic app.public.t: cleanup.policy is \"delete\", not \"compact\", \
@@ -379,5 +464,31 @@ mod tests {
              --bootstrap-server b:1 --alter --entity-type topics --entity-name app.public.t \
              --add-config cleanup.policy=compact,message.timestamp.type=LogAppendTime"
         );
+    }
+
+    #[test]
+    fn a_list_has_no_order_and_what_is_declared_is_held_against_what_is_there() {
+        let there = Found { partitions: 1, replicas: 1 };
+        let both = topic(CleanupPolicy::CompactDelete, true);
+        let settings = |policy| {
+            [
+                ("cleanup.policy", Some(policy)),
+                ("min.compaction.lag.ms", Some("7000")),
+                ("retention.ms", Some("9000")),
+                ("retention.bytes", Some("-1")),
+            ]
+        };
+        let warning = drift("b:1", &both, (&there, &settings("delete"))).unwrap();
+        assert!(warning.contains("--add-config cleanup.policy=[compact,delete];"), "{warning}");
+        let warning = drift("b:1", &both, (&there, &settings("delete,compact"))).unwrap();
+        assert_eq!(
+            warning,
+            "topic app.public.t: it has 1 partitions, not 3, it has 1 replicas, not 2; cure: declare \
+             partitions = 1, as the order of a key's records rests on the number, or delete the \
+             topic if nobody needs what is in it; kafka-reassign-partitions.sh --bootstrap-server \
+             b:1, with 2 replicas for each partition of app.public.t"
+        );
+        let fine = Found { partitions: 3, replicas: 2 };
+        assert_eq!(drift("b:1", &both, (&fine, &settings("delete,compact"))), None);
     }
 }

@@ -51,6 +51,10 @@ pub enum Kind {
     /// int2vector and oidvector: arrays that print as numbers between spaces.
     Vector(Arc<Kind>),
     Composite(Arc<Composite>),
+    /// Not Postgres' own: the JSON of a kind as a string, for readers that know no other.
+    Quoted(Arc<Self>),
+    /// Not Postgres' own: a float, or null for what is none of JSON's numbers.
+    Finite,
 }
 
 impl Kind {
@@ -59,7 +63,12 @@ impl Kind {
     /// whatever holds these.
     pub fn is_ambiguous(&self) -> bool {
         match self {
-            Self::Number | Self::Json | Self::Array { .. } | Self::Composite(_) => true,
+            Self::Number
+            | Self::Json
+            | Self::Array { .. }
+            | Self::Composite(_)
+            | Self::Quoted(_)
+            | Self::Finite => true,
             Self::Bool
             | Self::Text
             | Self::Timestamp
@@ -74,14 +83,17 @@ impl Kind {
     pub fn has_composite(&self) -> bool {
         match self {
             Self::Composite(_) => true,
-            Self::Array { element, .. } | Self::Vector(element) => element.has_composite(),
+            Self::Array { element, .. } | Self::Vector(element) | Self::Quoted(element) => {
+                element.has_composite()
+            }
             Self::Bool
             | Self::Number
             | Self::Json
             | Self::Text
             | Self::Timestamp
             | Self::TimestampTz
-            | Self::Hstore => false,
+            | Self::Hstore
+            | Self::Finite => false,
         }
     }
 }
@@ -101,6 +113,18 @@ pub fn write_json(kind: &Kind, text: &[u8], out: &mut Vec<u8>) -> Result<(), Dec
         Kind::Array { element, delimiter } => nested::write_array(element, *delimiter, text, out),
         Kind::Vector(element) => nested::write_vector(element, text, out),
         Kind::Composite(composite) => nested::write_composite(composite, text, out),
+        Kind::Quoted(kind) => {
+            let mut json = Vec::new();
+            write_json(kind, text, &mut json)?;
+            scalar::write_string(&json, out)
+        }
+        Kind::Finite => match text {
+            b"NaN" | b"Infinity" | b"-Infinity" => {
+                out.extend_from_slice(b"null");
+                Ok(())
+            }
+            _ => scalar::write_number(text, out),
+        },
     }
 }
 

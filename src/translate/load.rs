@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::causes::with_causes;
 use crate::config::KafkaConfig;
+use crate::config::topics::Format;
 use crate::elasticsearch::client::ElasticError;
 use crate::elasticsearch::index::AliasState;
 use crate::elasticsearch::index::definition::alias_name;
@@ -19,7 +20,7 @@ use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
 use crate::elasticsearch::index::survey::{Survey, Wishes};
 use crate::kafka::consumer::{Log, Partition};
 use crate::kafka::positions::Positions;
-use crate::kafka::producer::wanted_topic;
+use crate::kafka::topics::WantedTopic;
 use crate::kafka::topics::{self, TopicAction};
 use crate::mapping::catalog;
 use crate::mapping::fingerprint::Fingerprint;
@@ -170,7 +171,13 @@ async fn resolve_all(
                 continue;
             }
             match resolve(&client, &config.postgres.publication_name, collection).await {
-                Ok(plan) => plans.push(plan),
+                Ok(plan) => match unreadable(&config.kafka, &plan) {
+                    None => plans.push(plan),
+                    Some(mistake) => {
+                        mistakes.push(mistake);
+                        frozen.insert(collection.name.clone());
+                    }
+                },
                 Err(ResolveError::Mistakes(Mistakes(more))) => {
                     mistakes.extend(more);
                     frozen.insert(collection.name.clone());
@@ -188,6 +195,24 @@ async fn resolve_all(
         return Err(TranslateError::NoMapping(Mistakes(mistakes)));
     }
     Ok((plans, frozen, files.known))
+}
+
+/// The mapping reads a table whose own topic is not the envelope that translators read.
+pub fn unreadable(config: &KafkaConfig, plan: &CollectionPlan) -> Option<Mistake> {
+    let is_other = |it: &TableName| {
+        let topic = config.entity_topic(&it.namespace, &it.name);
+        config.table_declaration(&topic).is_some_and(|it| it.format != Format::Json)
+    };
+    let entry = plan.entries.first()?;
+    let table = published(plan).into_iter().find(is_other)?;
+    let place = entry.entry.sql_place.clone();
+    let message = format!(
+        "collection {} reads table {table}, whose topic is not written as \"json\", which is what \
+         mappings read; in [[topics]] leave out its format, and declare another topic with \
+         table = \"{table}\" and the format",
+        plan.name
+    );
+    Some(Mistake { path: place.path, line: place.line, column: place.column, message })
 }
 
 /// The index's name says which definition and which database cluster it is of.
@@ -371,7 +396,7 @@ async fn make_topics(context: &Context, missing: &BTreeSet<String>) -> Result<()
         let topic = kafka.entity_topic(&table.root_namespace, &table.root_name);
         if missing.contains(&topic) {
             let keyed = !table.key_columns().is_empty();
-            wanted.insert(topic.clone(), wanted_topic(kafka, &topic, keyed));
+            wanted.insert(topic.clone(), WantedTopic::of_table(kafka, &topic, keyed));
         }
     }
     let wanted: Vec<_> = wanted.into_values().collect();

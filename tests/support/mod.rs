@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod clusters;
 pub mod daemon;
+pub mod log;
 pub mod oracle;
 pub mod servers;
 pub mod traffic;

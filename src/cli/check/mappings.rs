@@ -16,6 +16,7 @@ use crate::mapping::{Collection, Place};
 use crate::mistake::Mistake;
 use crate::postgres::client::Client;
 use crate::postgres::publication;
+use crate::translate::load::unreadable;
 
 /// A table of fewer rows is read whole in no time, and stays small as a rule: `explain` tells.
 const SMALL_TABLE_ROWS: f64 = 1_000.0;
@@ -37,7 +38,12 @@ pub async fn check(
     let mut said = Said { publication: matches!(published, Ok(Some(_))), ..Said::default() };
     for collection in collections {
         match resolve(client, &config.postgres.publication_name, collection).await {
-            Ok(plan) => one(client, &plan, &mut said, findings).await?,
+            Ok(plan) => {
+                if let Some(mistake) = unreadable(&config.kafka, &plan) {
+                    findings.mistake(&mistake)?;
+                }
+                one(client, &plan, &mut said, findings).await?;
+            }
             Err(ResolveError::Mistakes(mistakes)) => {
                 for mistake in &mistakes.0 {
                     findings.mistake(mistake)?;

@@ -1,5 +1,6 @@
 //! What `check` asks of the three servers.
 
+use crate::capture::{declared, wanted_topics};
 use crate::causes::with_causes;
 use crate::cli::check::{Findings, failover};
 use crate::config::Config;
@@ -132,9 +133,19 @@ async fn publication_and_slot(
     }
 }
 
-/// Kafka: reachable, and its topics as wanted.
-pub async fn kafka(config: &Config, findings: &mut Findings<'_>) -> Written {
-    let wanted = WantedTopic::of_the_daemon(&config.kafka);
+/// Kafka: reachable, and its topics as wanted, as far as Postgres tells which these are.
+pub async fn kafka(
+    config: &Config,
+    client: Option<&Client>,
+    findings: &mut Findings<'_>,
+) -> Written {
+    let own = WantedTopic::of_the_daemon(&config.kafka);
+    let known = match client {
+        Some(client) => wanted_topics(config, client).await.ok(),
+        None => None,
+    };
+    // Why the publication can't be read has been said where it was looked at.
+    let wanted = known.unwrap_or_else(|| own.to_vec());
     match ensure_topics(&config.kafka, &wanted, true).await {
         Err(error) => {
             findings.wrong(&format!(
@@ -148,14 +159,30 @@ pub async fn kafka(config: &Config, findings: &mut Findings<'_>) -> Written {
             for action in actions {
                 match action {
                     TopicAction::Fine { .. } => {}
-                    TopicAction::Created { topic } => {
+                    TopicAction::Created { topic } if own.iter().any(|it| it.name == topic) => {
                         findings
                             .wrong(&format!("topic {topic} is missing; run `onelog prepare`"))?;
                     }
+                    TopicAction::Created { topic } => findings.warning(&format!(
+                        "topic {topic} is not there yet; `onelog prepare` creates it, or the daemon"
+                    ))?,
                     TopicAction::Drift { warning, .. } => findings.warning(&warning)?,
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// The tables are as `[[topics]]` needs them.
+pub async fn declared_topics(
+    config: &Config,
+    client: &Client,
+    findings: &mut Findings<'_>,
+) -> Written {
+    // That the publication can't be read has been said.
+    for mistake in declared::mistakes(config, client).await.unwrap_or_default() {
+        findings.wrong(&mistake)?;
     }
     Ok(())
 }

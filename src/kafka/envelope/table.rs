@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::EnvelopeError;
+use super::connect::{Schemas, schemas};
 use super::source::push_text;
+use crate::config::topics::Format;
 use crate::postgres::text::{Kind, TypeKinds};
 use crate::relation::{Relation, ReplicaIdentity};
 
@@ -27,6 +29,15 @@ pub struct TableShape {
     pub(super) names: Vec<Box<[u8]>>,
     /// `"schema":"…","table":"…"`
     pub(super) source: Box<[u8]>,
+    pub(super) written: Written,
+}
+
+/// How records are written.
+#[derive(Debug, Clone)]
+pub(super) enum Written {
+    Json,
+    Flat,
+    WithSchema(Arc<Schemas>),
 }
 
 impl TableShape {
@@ -64,8 +75,65 @@ impl TableShape {
         source.extend_from_slice(br#","table":"#);
         push_text(&relation.name, &mut source);
         let key_columns = key_columns(&relation, primary_key);
-        let (source, value_bytes_max) = (source.into(), usize::MAX);
-        Ok(Self { relation, topic, key_columns, kinds, ambiguous, value_bytes_max, names, source })
+        let (source, written, value_bytes_max) = (source.into(), Written::Json, usize::MAX);
+        Ok(Self {
+            relation,
+            topic,
+            key_columns,
+            kinds,
+            ambiguous,
+            value_bytes_max,
+            names,
+            source,
+            written,
+        })
+    }
+}
+
+impl TableShape {
+    /// Of some of the columns, the key's among them, for another topic.
+    ///
+    /// # Panics
+    /// If the key is not among them.
+    pub fn narrowed(&self, topic: Arc<str>, places: &[usize]) -> Self {
+        let relation = Relation {
+            columns: places.iter().map(|&nth| self.relation.columns[nth].clone()).collect(),
+            ..(*self.relation).clone()
+        };
+        let place = |nth: &usize| {
+            places.iter().position(|it| it == nth).expect("a record has the key's columns")
+        };
+        let has = |nth: &&usize| places.contains(nth);
+        Self {
+            relation: Arc::new(relation),
+            topic,
+            key_columns: self.key_columns.iter().map(place).collect(),
+            kinds: places.iter().map(|&nth| self.kinds[nth].clone()).collect(),
+            ambiguous: self.ambiguous.iter().filter(has).map(place).collect(),
+            names: places.iter().map(|&nth| self.names[nth].clone()).collect(),
+            source: self.source.clone(),
+            value_bytes_max: self.value_bytes_max,
+            written: self.written.clone(),
+        }
+    }
+
+    /// To be written in this format.
+    pub fn formatted(mut self, format: Format) -> Self {
+        self.written = match format {
+            Format::Json => Written::Json,
+            Format::Flat => Written::Flat,
+            Format::JsonWithSchema => {
+                let (kinds, schemas) = schemas(&self);
+                self.kinds = kinds;
+                Written::WithSchema(Arc::new(schemas))
+            }
+        };
+        self
+    }
+
+    /// Whether a tombstone is all that tells of a delete.
+    pub fn is_flat(&self) -> bool {
+        matches!(self.written, Written::Flat)
     }
 }
 

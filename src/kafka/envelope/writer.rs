@@ -1,5 +1,7 @@
 //! Changes in, records out.
 
+mod formats;
+
 use std::sync::Arc;
 
 use super::row::Row;
@@ -101,28 +103,7 @@ impl EnvelopeWriter {
         change: &Change,
         at: ChangeAt,
     ) -> Result<Records<'a>, EnvelopeError> {
-        check_shape(shape, change)?;
-        self.clear();
-        let outcome = match change {
-            Change::Insert { new, .. } => self.row(Row::new(shape, new), b'c', at)?,
-            Change::Update { old, new, .. } => {
-                let new = Row { old: old.as_ref(), ..Row::new(shape, new) };
-                self.update(new, at)?
-            }
-            Change::Delete { old, .. } => {
-                let old = Row::old(shape, old);
-                old.write_key(&mut self.key)?;
-                write_envelope(&self.source, (b'd', at), (Some(old), None), &mut self.value)?;
-                Outcome::Delete
-            }
-            Change::Truncate { .. } => {
-                self.value.extend_from_slice(br#"{"before":null,"after":null"#);
-                self.source.write(at.lsn, &shape.source, &mut self.value);
-                write_tail(b't', at.now_us, &mut self.value);
-                self.value.push(b'}');
-                Outcome::Truncate
-            }
-        };
+        let outcome = self.fill(shape, change, at)?;
         Ok(self.records(shape, &outcome))
     }
 
@@ -136,11 +117,7 @@ impl EnvelopeWriter {
         row: &Tuple,
         at: ChangeAt,
     ) -> Result<Records<'a>, EnvelopeError> {
-        if row.len() != shape.kinds.len() {
-            return Err(EnvelopeError::StaleShape { id: shape.relation.id });
-        }
-        self.clear();
-        let outcome = self.row(Row::new(shape, row), b'r', at)?;
+        let outcome = self.fill_read(shape, row, at)?;
         Ok(self.records(shape, &outcome))
     }
 
@@ -168,6 +145,50 @@ impl EnvelopeWriter {
         message::write(&it.prefix, &it.content, &mut self.value);
         self.value.push(b'}');
         OutRecord { topic, key: Some(&self.key), value: Some(&self.value), header: None }
+    }
+
+    /// Writes a change into the buffers.
+    fn fill(
+        &mut self,
+        shape: &TableShape,
+        change: &Change,
+        at: ChangeAt,
+    ) -> Result<Outcome, EnvelopeError> {
+        check_shape(shape, change)?;
+        self.clear();
+        Ok(match change {
+            Change::Insert { new, .. } => self.row(Row::new(shape, new), b'c', at)?,
+            Change::Update { old, new, .. } => {
+                let new = Row { old: old.as_ref(), ..Row::new(shape, new) };
+                self.update(new, at)?
+            }
+            Change::Delete { old, .. } => {
+                let old = Row::old(shape, old);
+                old.write_key(&mut self.key)?;
+                write_envelope(&self.source, (b'd', at), (Some(old), None), &mut self.value)?;
+                Outcome::Delete
+            }
+            Change::Truncate { .. } => {
+                self.value.extend_from_slice(br#"{"before":null,"after":null"#);
+                self.source.write(at.lsn, &shape.source, &mut self.value);
+                write_tail(b't', at.now_us, &mut self.value);
+                self.value.push(b'}');
+                Outcome::Truncate
+            }
+        })
+    }
+
+    fn fill_read(
+        &mut self,
+        shape: &TableShape,
+        row: &Tuple,
+        at: ChangeAt,
+    ) -> Result<Outcome, EnvelopeError> {
+        if row.len() != shape.kinds.len() {
+            return Err(EnvelopeError::StaleShape { id: shape.relation.id });
+        }
+        self.clear();
+        self.row(Row::new(shape, row), b'r', at)
     }
 
     fn row(&mut self, row: Row<'_>, op: u8, at: ChangeAt) -> Result<Outcome, EnvelopeError> {

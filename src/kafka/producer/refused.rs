@@ -23,7 +23,7 @@ use crate::kafka::batch::Item;
 use crate::kafka::delivery::{self, LogProducer, ProduceError};
 use crate::kafka::envelope::{ChangeAt, EnvelopeWriter, Header, OutRecord, Records, TableShape};
 use crate::kafka::settings::{self, BATCH_BYTES};
-use crate::kafka::topics::{self, TopicFacts, TopicKind, WantedTopic};
+use crate::kafka::topics::{self, TopicFacts, WantedTopic};
 use crate::metrics::Metrics;
 use crate::outbox::record_size;
 use crate::progress::TransactionSeq;
@@ -48,15 +48,15 @@ pub(super) enum Written<'a> {
 }
 
 impl Written<'_> {
-    fn records<'a>(
+    pub(super) fn records<'a>(
         self,
         writer: &'a mut EnvelopeWriter,
         shape: &'a TableShape,
         at: ChangeAt,
     ) -> Result<Records<'a>, ProduceError> {
         Ok(match self {
-            Self::Change(change) => writer.write(shape, change, at)?,
-            Self::Read(row) => writer.write_read(shape, row, at)?,
+            Self::Change(change) => writer.write_formatted(shape, change, at)?,
+            Self::Read(row) => writer.write_read_formatted(shape, row, at)?,
         })
     }
 }
@@ -139,9 +139,7 @@ impl Refused {
         }
         let name: Arc<str> = self.config.dead_letter_topic().into();
         if !self.facts.contains_key(&name) {
-            let kind = TopicKind::DeadLetter;
-            let wanted = WantedTopic { name: name.to_string(), kind, partitions: 1 };
-            let seen = super::see_to(&self.config, &[wanted]).await;
+            let seen = super::see_to(&self.config, &WantedTopic::of_the_daemon(&self.config)).await;
             seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
         }
         let limit = self.facts(&name).await?.max_message_bytes;
@@ -227,7 +225,7 @@ impl Encoder {
         }
         let wanted: Vec<WantedTopic> = unknown
             .iter()
-            .map(|(topic, keyed)| super::wanted_topic(config, topic, *keyed))
+            .map(|(topic, keyed)| WantedTopic::of_table(config, topic, *keyed))
             .collect();
         let seen = super::see_to(config, &wanted).await;
         seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;

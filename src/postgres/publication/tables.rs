@@ -57,6 +57,13 @@ pub struct TableInfo {
 }
 
 impl TableInfo {
+    /// As SQL has it.
+    pub fn quoted_name(&self) -> String {
+        // escape_identifier puts a space before some names.
+        let quoted = |name: &str| escape_identifier(name).trim().to_owned();
+        format!("{}.{}", quoted(&self.namespace), quoted(&self.name))
+    }
+
     /// What a record's key is made of: the primary key, if old rows have it, else the identity's
     /// columns; as `TableShape` decides from the stream. Empty: the
     /// table has no key, and its topic is not compacted.
