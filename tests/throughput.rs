@@ -16,6 +16,8 @@ mod support;
 mod bare;
 #[path = "throughput/bed.rs"]
 mod bed;
+#[path = "throughput/beside.rs"]
+mod beside;
 #[path = "throughput/cost.rs"]
 mod cost;
 #[path = "throughput/documents.rs"]
@@ -71,4 +73,10 @@ async fn commit_to_document() {
 #[ignore = "a benchmark: make bench"]
 async fn sweep_of_a_new_collection() {
     sweep::measure().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench"]
+async fn small_beside_large() {
+    beside::measure().await;
 }

@@ -79,6 +79,13 @@ impl Both {
     }
 }
 
+/// The documents that are watched.
+pub struct Pages<'a> {
+    pub bed: &'a Bed,
+    pub alias: &'a str,
+    pub orders: u64,
+}
+
 pub async fn measure() {
     let both = Both::new().await;
     let title = "Commit → document, daemon in default config, beside a bare loop";
@@ -117,7 +124,7 @@ async fn single_orders(
     report: &mut Report,
     costs: &mut Report,
 ) {
-    let plan = |seconds| plan(both.orders, per_second, seconds);
+    let plan = |seconds| plan(both.orders, per_second, WARM_UP_SECONDS + seconds);
     let warm_up = (per_second * WARM_UP_SECONDS, order_of as fn(u64, u64) -> u64);
     let (bare_bed, bare_index) = (&both.bare, &both.bare_index);
     let seconds_bare = scaled(BARE_SECONDS);
@@ -127,7 +134,12 @@ async fn single_orders(
     let plan = plan(scaled(seconds));
     let thousands = plan.commits as f64 / 1000.0;
     let (before, cpu_before) = (Backends::now(&client).await, both.process.cpu_seconds());
-    let told = watched(both, plan, warm_up.0).await;
+    let pages = Pages { bed: &both.bed, alias: &both.alias, orders: both.orders };
+    let told = watched(&pages, plan).await;
+    let mut latencies = histogram();
+    for (_, latency) in told.found.iter().filter(|it| it.0 >= warm_up.0) {
+        record(&mut latencies, *latency);
+    }
     let cpu = both.process.cpu_seconds() - cpu_before;
     let what = format!("{per_second} commits/s");
     let of_postgres = told.backends.since(&before);
@@ -139,18 +151,18 @@ async fn single_orders(
         }
     }
     costs.beside(&format!("{what}, the daemon"), (cpu / thousands * 1e3, "ms"), own, Aim::None);
-    report.latencies(&what, &told.latencies, Some(&bare), aims);
+    report.latencies(&what, &latencies, Some(&bare), aims);
     let rate = told.rate;
-    report.note(&format!("{} commits at {rate:.0} a second.", told.latencies.len()));
+    report.note(&format!("{} commits at {rate:.0} a second.", latencies.len()));
 }
 
 /// Each commit writes a text of its own.
-fn plan(orders: u64, per_second: u64, seconds: u64) -> Plan {
+pub fn plan(orders: u64, per_second: u64, seconds: u64) -> Plan {
     // As `order_of`.
     let sql =
         format!("UPDATE bench_order SET note = $2 WHERE id = 1 + $1::bigint * 7919 % {orders}");
     let values = |nth| (i64::try_from(nth).unwrap(), text_of(nth));
-    Plan { commits: per_second * (WARM_UP_SECONDS + seconds), per_second, sql, values }
+    Plan { commits: per_second * seconds, per_second, sql, values }
 }
 
 /// Loads the bed; returns how many orders it has.
@@ -180,34 +192,29 @@ fn text_of(nth: u64) -> String {
     format!("change-{nth}-end")
 }
 
-struct Watched {
-    latencies: Histogram<u64>,
+pub struct Watched {
+    /// Each commit, by its place in the plan, and how long its document took.
+    pub found: Vec<(u64, Duration)>,
     rate: f64,
     backends: Backends,
 }
 
 /// Carries the plan out and watches each commit's document.
-async fn watched(both: &Both, plan: Plan, warm_up: u64) -> Watched {
-    let orders = both.orders;
+pub async fn watched(pages: &Pages<'_>, plan: Plan) -> Watched {
     let mut pollers = JoinSet::new();
     let mut outputs = Vec::new();
     for _ in 0..POLLERS {
         let (output, input) = mpsc::channel(100_000);
         outputs.push(output);
-        let (alias, rest) = (both.alias.clone(), Rest::connect().await);
-        pollers.spawn(poll(rest, alias, orders, input));
+        let (alias, rest) = (pages.alias.to_owned(), Rest::connect().await);
+        pollers.spawn(poll(rest, alias, pages.orders, input));
     }
-    let (client, _connection) = both.bed.client().await;
-    let ran = load::run(&both.bed, plan, outputs).await;
-    let mut latencies = histogram();
-    while let Some(found) = pollers.join_next().await {
-        for (_, latency) in found.unwrap().into_iter().filter(|it| it.0 >= warm_up) {
-            record(&mut latencies, latency);
-        }
-    }
+    let (client, _connection) = pages.bed.client().await;
+    let ran = load::run(pages.bed, plan, outputs).await;
+    let found = pollers.join_all().await.concat();
     let backends = Backends::now(&client).await;
     drop(ran.connections);
-    Watched { latencies, rate: ran.rate, backends }
+    Watched { found, rate: ran.rate, backends }
 }
 
 /// Looks for each change that it is told of until its document has it.
