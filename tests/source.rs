@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking")]
 
+#[allow(dead_code, reason = "made for tests/connection.rs")]
+#[path = "connection/proxy.rs"]
+mod proxy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +95,11 @@ struct Bed {
 
 impl Bed {
     async fn new(test: &str) -> Self {
-        let config = Arc::new(config(test));
+        Self::with(config(test)).await
+    }
+
+    async fn with(config: Config) -> Self {
+        let config = Arc::new(config);
         let sql = client::connect(&config.postgres.url, "onelog test").await.unwrap();
         let space = &config.postgres.slot_name;
         sql.batch_execute(&format!(
@@ -337,6 +345,36 @@ async fn what_was_in_flight_at_an_abort_is_sent_again() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids, (0..20_000).collect::<Vec<_>>(), "nothing is lost ({all} with duplicates)");
+    bed.drop_all().await;
+}
+
+/// Wherever a connection is lost, in a login, an answer of the catalog or a row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_cut_again_and_again_skips_nothing() {
+    const CUTS: usize = 14;
+    let mut bed = Bed::new("cut").await;
+    // Also in the middle of what takes several reads.
+    let lengths = (1..=CUTS).map(|nth| nth * nth * 977 % 31_000 + 100).collect();
+    let direct = server("ONELOG_TEST_POSTGRES");
+    let port = bed.config.postgres.url.port;
+    let (address, left) = proxy::cut_in_turn(port, lengths).await;
+    let through = direct.replace(&format!("127.0.0.1:{port}"), &address.to_string());
+    assert_ne!(through, direct, "the servers of tests are on 127.0.0.1");
+    let mut config = Config::clone(&bed.config);
+    config.postgres.url = format!("{through}?sslmode=disable").parse().unwrap();
+    bed.config = Arc::new(config);
+    bed.run("INSERT INTO $s.t SELECT g, repeat('x', 300) FROM generate_series(1, 2000) g").await;
+    let (token, running) = bed.start();
+    eventually("all cuts", || async { left.lock().unwrap().is_empty() }).await;
+    bed.run("INSERT INTO $s.t SELECT g, repeat('x', 300) FROM generate_series(2001, 2500) g").await;
+    bed.caught_up().await;
+    token.cancel();
+    timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
+    let records = read(&bed.config.kafka.brokers, &bed.topic());
+    let ids = records.iter().map(|it| it.0.as_ref().unwrap()["id"].as_u64().unwrap());
+    let ids: std::collections::BTreeSet<u64> = ids.collect();
+    assert_eq!(ids.len(), 2500, "nothing is skipped, and nothing made up");
+    assert!(0 < bed.metrics.stage_restarts_total.with_label_values(&["capture"]).get());
     bed.drop_all().await;
 }
 
