@@ -1,13 +1,14 @@
 //! Capture: Postgres' WAL -> Kafka, session after session.
 //!
 //! A session is one walsender stream and the producing stage behind it; when either ends, both do,
-//! and the next session resumes from the progress record. The producer alone lives on, which keeps
-//! the order of what is in flight (`kafka::delivery`).
+//! and the next session resumes from the progress record. The producer of plain records alone lives
+//! on, which keeps the order of what is in flight (`kafka::delivery`).
 //!
 //! How a session starts is the order that its safety rests on: the slot is *ours* before the
 //! progress record is read for good, so that nobody else moves it any more; a predecessor that did
-//! not stop cleanly is waited out before the first record is produced (A14); and our own record,
-//! not clean, is durable before that too.
+//! not stop cleanly is waited out before the first record is produced (A14), or fenced, if it used
+//! transactions, before the record is read; and our own record, not clean, is durable before that
+//! too. Postgres is told to begin at the record, and sends nothing that was published before it.
 //!
 //! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
 
@@ -18,12 +19,13 @@ mod prepare;
 mod slot_watch;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub use error::CaptureError;
@@ -33,11 +35,11 @@ use crate::causes::with_causes;
 use crate::config::Config;
 use crate::health::Health;
 use crate::kafka::copy_record::CopyRecord;
-use crate::kafka::delivery::{LogProducer, now_us};
+use crate::kafka::delivery::{self, LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::SourceContext;
 use crate::kafka::merge::{Merge, WORDS_MAX};
 use crate::kafka::producer::{ProducerSession, run_producer};
-use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
+use crate::kafka::progress_record::{self, Committed, ProgressReadError, ProgressRecord};
 use crate::kafka::topics::WantedTopic;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
@@ -81,16 +83,20 @@ pub async fn run_capture(
     health: Health,
     shutdown: CancellationToken,
 ) -> Result<(), CaptureError> {
-    let mut producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
+    let make = || LogProducer::of_slot(&config.kafka, &config.postgres.slot_name, &metrics);
+    let mut producer = Arc::new(make()?);
+    let mut spent = false;
     // Beside the sessions: WAL grows most while none can start.
     let mut watching = JoinSet::new();
     watching.spawn(slot_watch::run_slot_watch(config.postgres.clone(), metrics.clone()));
     let mut backoff = BACKOFF_MIN;
     let mut settled = false;
     while !shutdown.is_cancelled() {
-        if producer.is_fatal() {
-            producer = Arc::new(LogProducer::new(&config.kafka, &metrics)?);
+        if spent || producer.is_fatal() {
+            delivery::dismiss(std::mem::replace(&mut producer, Arc::new(make()?)));
         }
+        // Another daemon may take over between two sessions.
+        spent = producer.transactions().is_some();
         let records_before = metrics.capture_received_bytes_total.get();
         let ended = run_session(&config, (&metrics, &health), &shutdown, &producer).await;
         settled |= metrics.capture_streaming.get() + metrics.capture_standby.get() > 0;
@@ -99,7 +105,10 @@ pub async fn run_capture(
         let error = match ended.map_err(|it| it.or_unpublished(&config.postgres)) {
             Ok(()) => continue,
             Err(error) if error.is_transient() || (settled && error.is_curable()) => error,
-            Err(error) => return Err(error),
+            Err(error) => {
+                health.waits("capture", with_causes(&error));
+                return Err(error);
+            }
         };
         let received = records_before < metrics.capture_received_bytes_total.get();
         // What a person has to mend fails each time at the same place of the stream.
@@ -138,19 +147,23 @@ pub async fn run_session(
     metrics.capture_sessions_total.inc();
     // Records of our own last session: what they become must be known before progress is read.
     producer.quiet(config.kafka.delivery_timeout + DELIVERY_SLACK).await?;
-    let Some(mut opened) = open(config, (metrics, health), shutdown).await? else {
-        return Ok(());
-    };
+    let opened = open(config, (metrics, health), (shutdown, producer)).await?;
+    let Some(mut opened) = opened else { return Ok(()) };
     // A record of another producer may still be on its way to Kafka, also of another of this
-    // process: only our own follow in order.
-    if !opened.record.clean && opened.record.run_id != producer.run_id() {
+    // process: only our own follow in order. One with transactions is fenced by now.
+    let unclean = !opened.record.clean && !opened.record.exactly_once;
+    if unclean && opened.record.run_id != producer.run_id() {
         // A batch may have waited for one delivery timeout before its records got another.
         let wait = 2 * config.kafka.delivery_timeout + config.kafka.socket_timeout;
         let resume = opened.record.lsn;
         let seconds = wait.as_secs_f64();
         let reason = format!("what the last writer sent may land for {seconds} s still");
         health.waits("capture", reason);
-        if !wait_out_predecessor(&mut opened.stream, resume, wait, shutdown).await? {
+        tracing::info!(
+            seconds,
+            "the last writer did not stop cleanly: waiting until its records landed"
+        );
+        if kept_alive(&mut opened.stream, resume, sleep(wait), shutdown).await?.is_none() {
             opened.stream.stop().await?;
             return Ok(());
         }
@@ -177,7 +190,7 @@ struct Opened {
 async fn open(
     config: &Config,
     (metrics, health): (&Metrics, &Health),
-    shutdown: &CancellationToken,
+    (shutdown, producer): (&CancellationToken, &Arc<LogProducer>),
 ) -> Result<Option<Opened>, CaptureError> {
     let name = &config.postgres.slot_name;
     let mut told = None;
@@ -198,17 +211,28 @@ async fn open(
         } else {
             let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
             // The record first: it may move on, and must not seem to be ahead of the server.
-            let record = read_record(config).await?;
+            let (record, settled) = read_record(config).await?;
             let server = Server::of(&mut connection, record.as_ref()).await?;
-            slot::decide((name, &database), state.as_ref(), record.as_ref(), &server)?;
+            let decided = slot::decide((name, &database), state.as_ref(), record.as_ref(), &server);
+            match decided {
+                // The newest record may be hidden by a transaction that nobody ends before we do.
+                Err(SlotError::SlotPastResumePoint { .. }) if !settled => {}
+                decided => drop(decided?),
+            }
             let system = server.system;
             if let Some(fork) = server.fork {
                 let timeline = system.timeline;
                 tracing::warn!(timeline, %fork, "a standby was promoted; nothing published is lost");
             }
             match start(config, connection, record.as_ref().map_or(Lsn(0), |it| it.lsn)).await {
-                Ok(stream) => {
+                Ok(mut stream) => {
                     metrics.capture_standby.set(0);
+                    let resume = record.as_ref().map_or(Lsn(0), |it| it.lsn);
+                    let shut_out = shut_out(config, producer, (record.as_ref(), settled));
+                    match kept_alive(&mut stream, resume, shut_out, shutdown).await? {
+                        Some(fenced) => fenced?,
+                        None => return Ok(None),
+                    }
                     return verified(config, client, stream, (system, record)).await.map(Some);
                 }
                 // Someone was faster: it holds the slot now.
@@ -240,6 +264,23 @@ async fn start(
     connection.start_replication(&config.postgres.slot_name, from, &options).await
 }
 
+/// The slot is ours now, and so is its transactional id, if one is or may be in use: what a
+/// predecessor has left open is given up, and nothing more of it lands.
+async fn shut_out(
+    config: &Config,
+    producer: &Arc<LogProducer>,
+    (record, settled): (Option<&ProgressRecord>, bool),
+) -> Result<(), ProduceError> {
+    let unclean = record.is_some_and(|it| it.exactly_once && !it.clean);
+    if producer.transactions().is_some() {
+        producer.take_over().await
+    } else if unclean || !settled {
+        delivery::fence(&config.kafka, &config.postgres.slot_name).await
+    } else {
+        Ok(())
+    }
+}
+
 /// The slot is ours now: what we decided by must still be so.
 async fn verified(
     config: &Config,
@@ -251,7 +292,10 @@ async fn verified(
     let Some(record) = record.filter(|it| it.system_id == system.system_id) else {
         return Err(SlotError::NoProgressRecord { slot: slot.clone() }.into());
     };
-    let mut records = progress_record::read_all(&config.kafka).await?.unwrap_or_default();
+    let Committed { mut records, settled } = progress_record::read_committed(&config.kafka).await?;
+    if !settled {
+        return Err(ProgressReadError::Unsettled { topic: config.kafka.progress_topic() }.into());
+    }
     if records.slots.remove(slot).as_ref() != Some(&record) {
         return Err(CaptureError::Raced { slot: slot.clone() });
     }
@@ -269,9 +313,10 @@ async fn verified(
     Ok(Opened { stream, shapes, xid_near, system, record, copies })
 }
 
-async fn read_record(config: &Config) -> Result<Option<ProgressRecord>, ProgressReadError> {
-    let records = progress_record::read_all(&config.kafka).await?;
-    Ok(records.and_then(|mut it| it.slots.remove(&config.postgres.slot_name)))
+/// The slot's record, and whether there is no newer one in an open transaction.
+async fn read_record(config: &Config) -> Result<(Option<ProgressRecord>, bool), ProgressReadError> {
+    let mut read = progress_record::read_committed(&config.kafka).await?;
+    Ok((read.records.slots.remove(&config.postgres.slot_name), read.settled))
 }
 
 async fn database(client: &Client) -> Result<String, QueryError> {
@@ -279,20 +324,14 @@ async fn database(client: &Client) -> Result<String, QueryError> {
     row.map(|it| it.get(0)).map_err(QueryError::while_doing("read the database's name"))
 }
 
-/// Waits until nothing that an unclean predecessor has handed to Kafka's client can still land.
-/// False: shutdown came first.
-async fn wait_out_predecessor(
+/// Does `work` while the server gets a sign of life and nothing is read. None: shutdown came first.
+async fn kept_alive<T>(
     stream: &mut ReplicationStream,
     resume: Lsn,
-    wait: Duration,
+    work: impl Future<Output = T>,
     shutdown: &CancellationToken,
-) -> Result<bool, CaptureError> {
-    let seconds = wait.as_secs_f64();
-    tracing::info!(
-        seconds,
-        "the last writer did not stop cleanly: waiting until its records landed"
-    );
-    let end = Instant::now() + wait;
+) -> Result<Option<T>, CaptureError> {
+    let mut work = pin!(work);
     loop {
         let update = StandbyStatusUpdate {
             received: resume,
@@ -303,8 +342,12 @@ async fn wait_out_predecessor(
         };
         stream.send(&update).await.map_err(SourceError::from)?;
         tokio::select! {
-            () = shutdown.cancelled() => return Ok(false),
-            () = sleep_until(end) => return Ok(true),
+            biased;
+            // 1. The work, whose end is what we wait for.
+            done = &mut work => return Ok(Some(done)),
+            // 2. It may take half a minute, which a shutdown does not have.
+            () = shutdown.cancelled() => return Ok(None),
+            // 3. The next sign of life.
             () = sleep(STATUS_INTERVAL) => {}
         }
     }

@@ -51,6 +51,18 @@ pub enum BudgetAction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     AtLeastOnce,
+    /// By Kafka transactions: who reads with `read_committed` sees each change once.
+    ExactlyOnce(TransactionConfig),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionConfig {
+    /// For how long changes are collected into one Kafka transaction; it ends where one of
+    /// Postgres does.
+    pub interval: Duration,
+    /// After it the broker aborts a Kafka transaction that nobody ended: longer than the largest
+    /// Postgres transaction takes to be published.
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -161,6 +173,19 @@ impl Default for OutboxConfig {
 }
 
 impl KafkaConfig {
+    /// None: plain records, at least once.
+    pub fn transactions(&self) -> Option<TransactionConfig> {
+        match self.delivery {
+            Delivery::AtLeastOnce => None,
+            Delivery::ExactlyOnce(it) => Some(it),
+        }
+    }
+
+    /// Who takes it on shuts out the one that had it before (A14): one for each slot.
+    pub fn transactional_id(&self, slot: &str) -> String {
+        format!("{}.onelog.{slot}", self.topic_prefix)
+    }
+
     /// The compacted topic that holds our progress records.
     pub fn progress_topic(&self) -> String {
         format!("{}.onelog.progress", self.topic_prefix)

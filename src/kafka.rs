@@ -1,6 +1,7 @@
 //! Kafka: the log. Topics, keys, and what order may be relied on.
 
 pub mod batch;
+pub mod brokers;
 pub mod chunk;
 pub mod cloud_events;
 pub mod consumer;
@@ -16,6 +17,7 @@ pub mod positions;
 pub mod producer;
 pub mod progress_record;
 pub mod record;
+mod recorder;
 pub mod settings;
 pub mod side;
 pub mod topics;

@@ -109,6 +109,10 @@ metrics! {
     kafka_records_total: IntCounter [],
     /// Records that Kafka refused or did not acknowledge in time; each is sent again.
     kafka_errors_total: IntCounter [],
+    /// Kafka transactions of `delivery = "exactly-once"`, by outcome: committed or aborted.
+    kafka_transactions_total: IntCounterVec ["outcome"],
+    /// Times that another daemon took over the slot's transactional id while this one had it.
+    capture_fenced_total: IntCounter [],
     /// 1 while the slot is ours and the stream runs.
     capture_streaming: IntGauge [],
     /// 1 while another process holds the slot, and this one waits to take over.
@@ -201,6 +205,9 @@ impl Metrics {
     fn start_series(&self) {
         for way in ["table", "message"] {
             self.outbox_events_total.with_label_values(&[way]);
+        }
+        for outcome in ["committed", "aborted"] {
+            self.kafka_transactions_total.with_label_values(&[outcome]);
         }
         for reason in ["document", "record", "outbox", "change"] {
             self.dead_letters_total.with_label_values(&[reason]);

@@ -151,6 +151,11 @@ impl Progress {
         self.confirmed
     }
 
+    /// The end of the newest commit; or the last keepalive's position, which ends all before it.
+    pub fn newest(&self) -> Lsn {
+        self.newest
+    }
+
     /// The number that the next transaction gets; all transactions below have begun.
     pub fn next(&self) -> TransactionSeq {
         let running = u64::try_from(self.in_flight.len()).expect("a list's length fits");

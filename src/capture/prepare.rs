@@ -169,13 +169,18 @@ async fn prepare_slot(
     let state = slot::inspect(client, name).await?;
     // The record before the server's position: a running daemon moves both on, and the record
     // must not seem to be ahead.
-    let record = read_record(config).await?;
+    let (record, settled) = read_record(config).await?;
     let mut connection = ReplicationConnection::connect(&config.postgres.url).await?;
     let server = Server::of(&mut connection, record.as_ref()).await?;
     let database = database(client).await?;
     // Neither is a first time. Anything else must match, unless a person says otherwise.
     if (state.is_some() || record.is_some()) && !adopt {
-        slot::decide((name, &database), state.as_ref(), record.as_ref(), &server)?;
+        let decided = slot::decide((name, &database), state.as_ref(), record.as_ref(), &server);
+        if matches!(decided, Err(SlotError::SlotPastResumePoint { .. })) && !settled {
+            let topic = config.kafka.progress_topic();
+            return Err(ProgressReadError::Unsettled { topic }.into());
+        }
+        decided?;
         let mut said = vec![format!("Slot {name} is where its progress record says.")];
         if let Some(state) = state {
             said.extend(allow_failover(config, connection, (&state, dry_run)).await?);
@@ -207,8 +212,9 @@ async fn prepare_slot(
         return Ok(said);
     }
     // Who wrote last may still have records in flight.
-    let clean = record.is_none_or(|it| it.clean);
-    write_record(config, &server.system, (lsn, clean)).await?;
+    let clean = record.as_ref().is_none_or(|it| it.clean);
+    let exactly_once = record.is_some_and(|it| it.exactly_once);
+    write_record(config, &server.system, (lsn, clean, exactly_once)).await?;
     said.push(format!("Wrote the progress record of slot {name} at {lsn}."));
     Ok(said)
 }
@@ -263,7 +269,7 @@ async fn allow_failover(
 async fn write_record(
     config: &Config,
     system: &IdentifySystem,
-    (lsn, clean): (Lsn, bool),
+    (lsn, clean, exactly_once): (Lsn, bool, bool),
 ) -> Result<(), PrepareError> {
     let producer = LogProducer::new(&config.kafka, &Metrics::new())?;
     let record = ProgressRecord {
@@ -271,6 +277,7 @@ async fn write_record(
         timeline: system.timeline,
         lsn,
         clean,
+        exactly_once,
         run_id: producer.run_id().to_owned(),
         at_ms: now_us().saturating_add(POSTGRES_EPOCH_US) / 1000,
     };

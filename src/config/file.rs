@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use crate::config::{
     BudgetAction, Config, CopyConfig, CopyMode, Credentials, Delivery, ElasticsearchConfig,
-    HttpConfig, KafkaConfig, LogConfig, LogFormat, PostgresConfig, TranslateConfig,
+    HttpConfig, KafkaConfig, LogConfig, LogFormat, PostgresConfig, TransactionConfig,
+    TranslateConfig,
 };
 use crate::mistake::Mistakes;
 use crate::mistake::written::{Source, Table, Written};
@@ -28,6 +29,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Waits of milliseconds would only fail; waits of an hour would only hide that something is down.
 const WAIT: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+/// Each end of a Kafka transaction costs the brokers some writes; consumers wait for it.
+const TRANSACTION_INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(10);
 /// Shorter than a second is no window; what is kept for a year is a backup's to keep.
 const ROLLBACK_WINDOW: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 60 * 60);
@@ -170,9 +174,11 @@ fn kafka(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<KafkaConfig> {
     let brokers = required(source, &mut table, example, checks::brokers);
     let example = ("topic_prefix", "\"app\"");
     let topic_prefix = required(source, &mut table, example, checks::topic_prefix);
-    let delivery = checked(source, table.take_string("delivery"), checks::delivery);
     let delivery_timeout = table.take_duration("delivery_timeout", WAIT);
     let socket_timeout = table.take_duration("socket_timeout", WAIT);
+    let delivery_timeout = delivery_timeout.unwrap_or(Duration::from_secs(10));
+    let socket_timeout = socket_timeout.unwrap_or(Duration::from_secs(5));
+    let delivery = delivery(source, &mut table, delivery_timeout.max(socket_timeout));
     let partitions = count(&mut table, "partitions", 1..=10_000);
     let replication_factor = count(&mut table, "replication_factor", 1..=100);
     let min_compaction_lag = table.take_duration("min_compaction_lag", Duration::ZERO..=3650 * DAY);
@@ -188,9 +194,9 @@ fn kafka(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<KafkaConfig> {
     let topic_prefix = topic_prefix?;
     Some(KafkaConfig {
         brokers: brokers?,
-        delivery: delivery.unwrap_or(Delivery::AtLeastOnce),
-        delivery_timeout: delivery_timeout.unwrap_or(Duration::from_secs(10)),
-        socket_timeout: socket_timeout.unwrap_or(Duration::from_secs(5)),
+        delivery,
+        delivery_timeout,
+        socket_timeout,
         partitions: partitions.unwrap_or(1),
         replication_factor: replication_factor.unwrap_or(1),
         min_compaction_lag: min_compaction_lag.unwrap_or(7 * DAY),
@@ -199,6 +205,34 @@ fn kafka(source: &Source<'_>, mut table: Table<'_, '_>) -> Option<KafkaConfig> {
         topics: Vec::new(),
         properties,
     })
+}
+
+/// `longest`: of the waits within a transaction.
+fn delivery(source: &Source<'_>, table: &mut Table<'_, '_>, longest: Duration) -> Delivery {
+    let exactly_once = checked(source, table.take_string("delivery"), |it| match it {
+        "at-least-once" => Ok(false),
+        "exactly-once" => Ok(true),
+        _ => Err(format!("delivery must be \"at-least-once\" or \"exactly-once\", not \"{it}\"")),
+    });
+    let interval = table.take_duration("transaction_interval", TRANSACTION_INTERVAL);
+    let span = table.key_span("transaction_timeout");
+    let timeout = table.take_duration("transaction_timeout", WAIT);
+    let timeout = timeout.unwrap_or(Duration::from_secs(15 * 60));
+    if let Some(span) = span
+        && timeout <= longest
+    {
+        source.mistake(
+            span,
+            "transaction_timeout must be longer than delivery_timeout and socket_timeout",
+        );
+    }
+    match exactly_once {
+        Some(true) => Delivery::ExactlyOnce(TransactionConfig {
+            interval: interval.unwrap_or(Duration::from_millis(100)),
+            timeout,
+        }),
+        Some(false) | None => Delivery::AtLeastOnce,
+    }
 }
 
 fn copy(source: &Source<'_>, mut table: Table<'_, '_>) -> CopyConfig {

@@ -182,6 +182,13 @@ impl Log {
         std::mem::take(&mut *context.rebalanced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Up to where each assigned partition has been handed out, as far as it was: past the marks
+    /// of transactions, which are no records.
+    pub fn handed_out(&self) -> Result<Vec<(Partition, i64)>, LogError> {
+        let position = self.consumer().position().map_err(while_doing("asking for positions"))?;
+        Ok(positions::settled(&position).map(|it| (it.partition, it.offset)).collect())
+    }
+
     /// The end of a partition as the broker last said it.
     pub fn high_offset(&self, partition: &Partition) -> Option<i64> {
         let context = self.consumer().context();

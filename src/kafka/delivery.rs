@@ -10,6 +10,9 @@
 //! **Invariant:** a failed delivery is never forgotten: it stays the session's failure until the
 //! next session resumes from what was confirmed.
 
+mod error;
+mod transaction;
+
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -19,17 +22,21 @@ use std::time::{Duration, SystemTime};
 
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header as KafkaHeader, Message, OwnedHeaders};
+use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use tokio::sync::Notify;
 
+pub use error::ProduceError;
+use error::{failure, refused};
+use transaction::Transactions;
+pub use transaction::{dismiss, fence};
+
 use crate::config::KafkaConfig;
-use crate::kafka::envelope::{EnvelopeError, Header, OutRecord};
+use crate::kafka::envelope::{Header, OutRecord};
 use crate::kafka::settings::{self, BATCH_BYTES};
-use crate::kafka::topics::TopicError;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
-use crate::progress::{CommitOutOfOrder, Progress, TransactionSeq};
+use crate::progress::{Progress, TransactionSeq};
 
 /// Marks the delivery report of a progress record, which belongs to no transaction.
 const PROGRESS_RECORD: usize = usize::MAX;
@@ -46,55 +53,6 @@ const QUEUE_RECORDS: &str = "10000";
 /// Whoever waits for room is woken when no more than this many records are in flight: woken for
 /// each report, it would send one record and wait again, at the price of a context switch.
 const ROOM_RECORDS: u64 = 5_000;
-
-/// Why records can't be produced.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ProduceError {
-    #[error("can't make a producer; check [kafka] properties")]
-    Client(#[source] KafkaError),
-    /// Not acknowledged in time or refused. What is not confirmed is sent again.
-    #[error("Kafka did not take a record of topic {topic}")]
-    Delivery {
-        topic: String,
-        #[source]
-        source: KafkaError,
-    },
-    /// librdkafka can't keep the order any more and needs a new producer.
-    #[error("Kafka's idempotent producer failed for good")]
-    Fatal(#[source] KafkaError),
-    /// The topic's limit was lowered since it was asked for, or is lower than a batch; or the key
-    /// alone is too large.
-    #[error(
-        "Kafka does not take the record with key {key} of topic {topic} ({size} bytes), or one sent \
-         with it, for its size; raise max.message.bytes of the topic, to 1 MB at least"
-    )]
-    TooLarge { topic: String, key: String, size: usize },
-    #[error("a batch waited {waited:?} before it could be sent: its slot may be another's by now")]
-    Stale { waited: Duration },
-    #[error("Kafka did not acknowledge what was in flight within {waited:?}")]
-    DrainTimedOut { waited: Duration },
-    #[error(transparent)]
-    Order(#[from] CommitOutOfOrder),
-    #[error(transparent)]
-    Envelope(#[from] EnvelopeError),
-    #[error(transparent)]
-    Topic(Arc<TopicError>),
-}
-
-impl ProduceError {
-    /// Whether a new session may succeed without a person's doing.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Delivery { source, .. } => settings::is_transient(source),
-            // The next session asks for the limit anew, so that it is enough to raise it.
-            Self::TooLarge { .. } => true,
-            Self::Fatal(_) | Self::Stale { .. } | Self::DrainTimedOut { .. } => true,
-            Self::Envelope(error) => error.is_transient(),
-            Self::Topic(error) => error.is_transient(),
-            Self::Client(_) | Self::Order(_) => false,
-        }
-    }
-}
 
 /// What delivery reports have said so far.
 struct State {
@@ -117,6 +75,8 @@ struct Deliveries {
     /// Reports arrived, and half of the queue is free.
     room: Notify,
     fatal: AtomicBool,
+    /// An acknowledged record is durable only with its Kafka transaction.
+    transactional: bool,
     metrics: Metrics,
 }
 
@@ -152,14 +112,14 @@ impl ProducerContext for Context {
         let mut notify = state.outstanding == 0;
         match result {
             Ok(_) if opaque == PROGRESS_RECORD => {
-                let lsn = state.record_in_flight.take();
+                let lsn = state.record_in_flight.take().filter(|_| !all.transactional);
                 state.recorded = state.recorded.max(lsn.unwrap_or_default());
                 notify = true;
             }
             Ok(_) => {
                 all.metrics.kafka_records_total.inc();
                 let seq = u64::try_from(opaque).expect("a word fits 64 bits");
-                if state.progress.acknowledged(seq) {
+                if state.progress.acknowledged(seq) && !all.transactional {
                     settle(&mut state, &all.metrics);
                     notify = true;
                 }
@@ -181,17 +141,6 @@ impl ProducerContext for Context {
         if room {
             all.room.notify_one();
         }
-    }
-}
-
-fn failure(error: &KafkaError, message: &impl Message) -> ProduceError {
-    let topic = message.topic().to_owned();
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
-            let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
-            ProduceError::TooLarge { topic, key, size: message.payload().map_or(0, <[u8]>::len) }
-        }
-        _ => ProduceError::Delivery { topic, source: error.clone() },
     }
 }
 
@@ -219,14 +168,25 @@ pub struct LogProducer {
     producer: ThreadedProducer<Context>,
     deliveries: Arc<Deliveries>,
     run_id: String,
+    /// None: records are plain ones.
+    transactions: Option<Transactions>,
 }
 
 impl LogProducer {
-    /// Makes the producer. It connects by itself, and waits for brokers that are not there yet.
+    /// Makes a producer of plain records. It connects by itself, and waits for brokers that are
+    /// not there yet.
     ///
     /// # Errors
     /// If librdkafka refuses the settings.
     pub fn new(config: &KafkaConfig, metrics: &Metrics) -> Result<Self, ProduceError> {
+        Self::make(config, metrics, None)
+    }
+
+    fn make(
+        config: &KafkaConfig,
+        metrics: &Metrics,
+        transactions: Option<Transactions>,
+    ) -> Result<Self, ProduceError> {
         let deliveries = Arc::new(Deliveries {
             state: Mutex::new(State {
                 progress: Progress::resume(Lsn(0), 0),
@@ -239,14 +199,17 @@ impl LogProducer {
             moved: Notify::new(),
             room: Notify::new(),
             fatal: AtomicBool::new(false),
+            transactional: transactions.is_some(),
             metrics: metrics.clone(),
         });
-        let producer = settings::client_config(config, &own_settings(config))
+        let mut own = own_settings(config);
+        own.extend(transactions.iter().flat_map(Transactions::settings));
+        let producer = settings::client_config(config, &own)
             .create_with_context(Context(Arc::clone(&deliveries)))
             .map_err(ProduceError::Client)?;
         // RandomState is seeded by the system: a name that no other process has.
         let run_id = format!("{:016x}", RandomState::new().build_hasher().finish());
-        Ok(Self { producer, deliveries, run_id })
+        Ok(Self { producer, deliveries, run_id, transactions })
     }
 
     /// Names this producer in progress records.
@@ -308,7 +271,9 @@ impl LogProducer {
         if seq < state.progress.next() {
             state.commit_times.push_back((seq, commit_time_us));
         }
-        settle(&mut state, &self.deliveries.metrics);
+        if !self.deliveries.transactional {
+            settle(&mut state, &self.deliveries.metrics);
+        }
         Ok(())
     }
 
@@ -327,6 +292,7 @@ impl LogProducer {
             Some(failure) => Err(failure.clone()),
             None => Ok(Standing {
                 confirmed: state.progress.confirmed(),
+                handed_over: state.progress.newest(),
                 recorded: state.recorded,
                 record_in_flight: state.record_in_flight.is_some(),
                 outstanding: state.outstanding,
@@ -405,6 +371,9 @@ impl LogProducer {
         opaque: usize,
         place: Place,
     ) -> Result<(), KafkaError> {
+        if let Some(transactions) = &self.transactions {
+            transactions.begin(&self.producer)?;
+        }
         let mut out = BaseRecord::with_opaque_to(record.topic, opaque);
         out.timestamp = place.timestamp_ms;
         out.partition = place.partition;
@@ -445,24 +414,13 @@ pub struct Place {
 pub struct Standing {
     /// Everything before it is acknowledged.
     pub confirmed: Lsn,
+    /// Everything that ends at or before it was handed to Kafka's client.
+    pub handed_over: Lsn,
     /// And a progress record that says so: this may be told to Postgres.
     pub recorded: Lsn,
     pub record_in_flight: bool,
     /// Records without a delivery report.
     pub outstanding: u64,
-}
-
-fn refused(error: KafkaError, record: OutRecord<'_>) -> ProduceError {
-    let topic = record.topic.to_owned();
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge) => ProduceError::TooLarge {
-            topic,
-            key: String::from_utf8_lossy(record.key.unwrap_or_default()).into_owned(),
-            size: record.value.map_or(0, <[u8]>::len),
-        },
-        Some(RDKafkaErrorCode::Fatal) => ProduceError::Fatal(error),
-        _ => ProduceError::Delivery { topic, source: error },
-    }
 }
 
 pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {

@@ -76,6 +76,13 @@ impl<P: Clone + Eq + Hash> Offsets<P> {
         ticket
     }
 
+    /// Every record before `offset` was received: what lies between the last one and it is none,
+    /// such as the mark that ends a transaction.
+    pub fn passed(&mut self, partition: &P, offset: i64) {
+        let state = self.partitions.entry(partition.clone()).or_default();
+        state.next = state.next.max(Some(offset));
+    }
+
     /// All that the record asked for is durable. False for a ticket that is void or done already.
     pub fn done(&mut self, ticket: Ticket) -> bool {
         let Some(partition) = self.of_ticket.remove(&ticket) else { return false };
@@ -160,6 +167,20 @@ mod tests {
         assert!(offsets.done(tickets[2]) && !offsets.done(tickets[2]));
         assert_eq!(offsets.committable(&0), Some(10));
         assert!(offsets.is_empty());
+    }
+
+    #[test]
+    fn marks_between_records_are_passed() {
+        let mut offsets = Offsets::default();
+        let ticket = offsets.received(&0, 5);
+        offsets.passed(&0, 7);
+        assert_eq!(offsets.committable(&0), Some(5), "not over a record that is not done");
+        assert!(offsets.done(ticket));
+        assert_eq!(offsets.committable(&0), Some(7));
+        offsets.passed(&0, 6);
+        assert_eq!(offsets.committable(&0), Some(7));
+        offsets.passed(&1, 3);
+        assert_eq!(offsets.committable(&1), Some(3), "a partition with marks alone");
     }
 
     #[test]

@@ -26,10 +26,10 @@ use crate::change::{Begin, Change, LogicalMessage};
 use crate::config::{KafkaConfig, OutboxConfig};
 use crate::kafka::batch::{Batch, Item};
 use crate::kafka::chunk::{Chunk, MARK_PREFIX, Outcome};
-use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_us};
+use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
 use crate::kafka::envelope::{
-    ChangeAt, EnvelopeError, EnvelopeWriter, Header, OutRecord, SourceContext, TableShape,
-    TransactionContext, transaction_headers,
+    ChangeAt, EnvelopeError, EnvelopeWriter, Header, SourceContext, TableShape, TransactionContext,
+    transaction_headers,
 };
 use crate::kafka::merge::Merge;
 use crate::kafka::outbox::{Of, Outbox};
@@ -39,7 +39,7 @@ pub(super) use crate::kafka::producer::ahead::see_to;
 use crate::kafka::producer::extracts::{Extracts, is_plain};
 pub(super) use crate::kafka::producer::refused::record_bytes_max;
 use crate::kafka::producer::refused::{Refused, Written};
-use crate::kafka::progress_record::{self, ProgressRecord};
+use crate::kafka::recorder::Recorder;
 use crate::kafka::topics::WantedTopic;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
@@ -47,10 +47,6 @@ use crate::outbox::context::{self, ContextError};
 use crate::outbox::{CONTEXT_PREFIX, EVENT_PREFIX};
 use crate::progress::TransactionSeq;
 use crate::relation::RelationId;
-
-/// How often progress is recorded while it moves. Each record delays nothing, but the slot holds
-/// WAL, and a crash repeats changes, for this long.
-const RECORD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// From the Unix epoch to the Postgres epoch, in microseconds.
 pub(crate) const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -81,24 +77,37 @@ pub struct ProducerSession {
 /// See [`ProduceError`]. What is not confirmed then is the next session's to send again.
 pub async fn run_producer(
     session: ProducerSession,
+    input: mpsc::Receiver<Batch>,
+    confirmed: watch::Sender<Lsn>,
+) -> Result<(), ProduceError> {
+    let producer = Arc::clone(&session.producer);
+    let produced = produce(session, input, confirmed).await;
+    // Consumers of committed records wait behind what is open. Whoever takes over gives it up too.
+    if let Err(error) = producer.abort_transaction().await {
+        tracing::debug!(error = %with_causes(&error), "a transaction was left open");
+    }
+    produced.map_err(|error| producer.explain(error))
+}
+
+async fn produce(
+    session: ProducerSession,
     mut input: mpsc::Receiver<Batch>,
     confirmed: watch::Sender<Lsn>,
 ) -> Result<(), ProduceError> {
     let producer = Arc::clone(&session.producer);
     let shutdown = session.shutdown.clone();
-    let mut recorder = Recorder::new(&session, confirmed);
-    let mut encoder = Encoder::new(session);
+    let recorder = Recorder::new(&session, confirmed);
+    let mut encoder = Encoder::new(session, recorder);
     let mut ahead = Ahead::new(&mut encoder.session);
     // Before the first record of ours, a successor must know that there may be some.
-    recorder.record_and_wait(false).await?;
+    encoder.recorder.record_and_wait(false, false).await?;
     loop {
-        let standing = recorder.publish()?;
-        let due = recorder.due(standing);
+        let standing = encoder.recorder.publish()?;
+        let due = encoder.recorder.due(standing, encoder.open.is_some());
         if due.is_some_and(|due| due <= Instant::now()) {
-            recorder.record(standing.confirmed, false)?;
+            encoder.recorder.record(standing).await?;
             continue;
         }
-        let due = if standing.record_in_flight { None } else { due };
         tokio::select! {
             biased;
             // 1. Acknowledgements and failures, as they let the slot move or end the session.
@@ -114,92 +123,14 @@ pub async fn run_producer(
             },
         }
     }
-    producer.quiet(encoder.session.config.delivery_timeout + Duration::from_secs(2)).await?;
+    if producer.transactions().is_none() {
+        producer.quiet(encoder.session.config.delivery_timeout + Duration::from_secs(2)).await?;
+    }
     if !shutdown.is_cancelled() {
         // The connection was lost, and with it perhaps the slot: the record may be another's now.
         return Ok(());
     }
-    recorder.record_and_wait(true).await
-}
-
-/// Writes progress records, one at a time.
-struct Recorder {
-    producer: Arc<LogProducer>,
-    confirmed: watch::Sender<Lsn>,
-    topic: String,
-    key: Vec<u8>,
-    /// With what stays the same.
-    record: ProgressRecord,
-    limit: Duration,
-    last: Instant,
-}
-
-impl Recorder {
-    fn new(session: &ProducerSession, confirmed: watch::Sender<Lsn>) -> Self {
-        Self {
-            producer: Arc::clone(&session.producer),
-            confirmed,
-            topic: session.config.progress_topic(),
-            key: progress_record::slot_key(&session.slot),
-            record: ProgressRecord {
-                system_id: session.source.system_id,
-                timeline: session.source.timeline,
-                lsn: session.resume,
-                clean: false,
-                run_id: session.producer.run_id().to_owned(),
-                at_ms: 0,
-            },
-            limit: session.config.delivery_timeout + Duration::from_secs(2),
-            last: Instant::now(),
-        }
-    }
-
-    /// Gives on what became durable.
-    fn publish(&self) -> Result<Standing, ProduceError> {
-        let standing = self.producer.standing()?;
-        self.confirmed.send_if_modified(|lsn| {
-            let moved = *lsn < standing.recorded;
-            *lsn = standing.recorded.max(*lsn);
-            moved
-        });
-        Ok(standing)
-    }
-
-    /// When the next progress record is to be written, if there is something to say.
-    fn due(&self, standing: Standing) -> Option<Instant> {
-        let news = self.record.lsn < standing.confirmed && !standing.record_in_flight;
-        news.then(|| self.last + RECORD_INTERVAL)
-    }
-
-    fn record(&mut self, lsn: Lsn, clean: bool) -> Result<bool, ProduceError> {
-        let at_ms = now_us().saturating_add(POSTGRES_EPOCH_US) / 1000;
-        let record = ProgressRecord { lsn, clean, at_ms, ..self.record.clone() };
-        let value = record.to_json();
-        let out = OutRecord {
-            topic: &self.topic,
-            key: Some(&self.key),
-            value: Some(&value),
-            header: None,
-        };
-        self.last = Instant::now();
-        let sent = self.producer.send_progress(out, lsn)?;
-        if sent {
-            self.record = record;
-        }
-        Ok(sent)
-    }
-
-    /// Records where we are now and waits until that is durable.
-    async fn record_and_wait(&mut self, clean: bool) -> Result<(), ProduceError> {
-        let producer = Arc::clone(&self.producer);
-        producer.quiet(self.limit).await?;
-        let lsn = self.publish()?.confirmed;
-        while !self.record(lsn, clean)? {
-            producer.moved().await;
-        }
-        producer.quiet(self.limit).await?;
-        self.publish().map(|_| ())
-    }
+    encoder.recorder.record_and_wait(true, encoder.open.is_some()).await
 }
 
 /// Turns items into records and hands them over.
@@ -217,6 +148,7 @@ struct Encoder {
     outbox: Outbox,
     refused: Refused,
     extracts: Extracts,
+    recorder: Recorder,
     /// Between a Begin and its Commit. `open` may be so before: see [`Encoder::message`].
     inside: bool,
     /// When the transaction committed, in milliseconds since 1970.
@@ -226,7 +158,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(session: ProducerSession) -> Self {
+    fn new(session: ProducerSession, recorder: Recorder) -> Self {
         let writer = EnvelopeWriter::new(&session.source);
         let outbox =
             Outbox::new(&session.outbox, &session.config, &session.producer, &session.metrics);
@@ -244,6 +176,7 @@ impl Encoder {
             outbox,
             refused,
             extracts,
+            recorder,
             inside: false,
             commit_ms: 0,
             newest,
@@ -253,7 +186,9 @@ impl Encoder {
     async fn send(&mut self, batch: Batch) -> Result<(), ProduceError> {
         let now_us = now_us().saturating_add(POSTGRES_EPOCH_US);
         let waited = batch.received.elapsed();
-        if self.session.config.delivery_timeout < waited {
+        // With transactions a successor has fenced us: nothing of ours lands behind its records.
+        let transactional = self.session.producer.transactions().is_some();
+        if !transactional && self.session.config.delivery_timeout < waited {
             return Err(ProduceError::Stale { waited });
         }
         self.session.copies.listen();
@@ -276,6 +211,7 @@ impl Encoder {
                     let seq = self.open.take().expect("the assembler opened it");
                     self.session.producer.commit(seq, commit.end_lsn, commit.commit_time_us)?;
                     self.session.copies.commit(commit.end_lsn);
+                    self.recorder.committed().await?;
                 }
                 Item::Keepalive { wal_end } => self.keepalive(wal_end)?,
             }

@@ -6,27 +6,25 @@
 //! slot past the record was moved by someone else (rule 1). `clean` says whether the writer may
 //! still have records in flight (A14).
 //!
+//! A record in a Kafka transaction is true once that is committed. A slot's is therefore read as
+//! committed. All other records are plain.
+//!
 //! **Invariant:** what was written by a newer onelog is refused, never half understood.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+mod reading;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use std::collections::BTreeMap;
+
+use rdkafka::error::KafkaError;
+pub use reading::{Committed, read_all, read_committed};
 use serde::{Deserialize, Serialize};
 
-use crate::config::KafkaConfig;
 use crate::kafka::copy_record::CopyRecord;
-use crate::kafka::settings::{self, Quiet};
+use crate::kafka::settings;
 use crate::lsn::Lsn;
 
 /// The version of the records' form. Another one is refused.
 const VERSION: u32 = 1;
-
-/// Longest that reading the topic may take: it is compacted and holds a few records, but its
-/// uncompacted tail may hold an hour of ten records a second.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How far a slot's changes are durable in Kafka, and who wrote them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +35,8 @@ pub struct ProgressRecord {
     pub lsn: Lsn,
     /// The writer has stopped and has nothing in flight.
     pub clean: bool,
+    /// It was written in a transaction, and a successor can fence its writer.
+    pub exactly_once: bool,
     /// Names the producer that wrote it.
     pub run_id: String,
     /// Milliseconds since 1970, by the writer's clock; for people only.
@@ -75,7 +75,12 @@ pub enum ProgressReadError {
         #[source]
         source: KafkaError,
     },
-    #[error("reading the progress topic {topic} took longer than {} s", READ_TIMEOUT.as_secs())]
+    #[error(
+        "a transaction on the progress topic {topic} is open, of another slot's daemon: it ends \
+         once that one runs again, or after its transaction_timeout"
+    )]
+    Unsettled { topic: String },
+    #[error("reading the progress topic {topic} took longer than {} s", reading::READ_TIMEOUT.as_secs())]
     TimedOut { topic: String },
     #[error(
         "the progress topic {topic} has a record that this onelog does not understand at offset \
@@ -89,7 +94,7 @@ impl ProgressReadError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Kafka { source, .. } => settings::is_transient(source),
-            Self::TimedOut { .. } => true,
+            Self::Unsettled { .. } | Self::TimedOut { .. } => true,
             Self::NotUnderstood { .. } => false,
         }
     }
@@ -119,6 +124,9 @@ struct WireProgress {
     timeline: u32,
     lsn: String,
     clean: bool,
+    /// Left out when false: versions before knew no transactions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    exactly_once: bool,
     run_id: String,
     at_ms: i64,
 }
@@ -161,6 +169,7 @@ impl ProgressRecord {
             timeline: self.timeline,
             lsn: self.lsn.to_string(),
             clean: self.clean,
+            exactly_once: self.exactly_once,
             run_id: self.run_id.clone(),
             at_ms: self.at_ms,
         })
@@ -174,6 +183,7 @@ impl ProgressRecord {
             timeline: wire.timeline,
             lsn: parse_lsn(&wire.lsn)?,
             clean: wire.clean,
+            exactly_once: wire.exactly_once,
             run_id: wire.run_id,
             at_ms: wire.at_ms,
         })
@@ -253,91 +263,6 @@ impl ProgressRecords {
     }
 }
 
-/// Reads the progress topic from its beginning to its end, as it is at some moment during the
-/// call. None: there is no such topic.
-///
-/// # Errors
-/// See [`ProgressReadError`].
-pub async fn read_all(config: &KafkaConfig) -> Result<Option<ProgressRecords>, ProgressReadError> {
-    let config = config.clone();
-    let topic = config.progress_topic();
-    let read = tokio::task::spawn_blocking(move || read_blocking(&config));
-    // The thread is ours and panics only by a mistake of ours; it may also be gone at shutdown.
-    read.await.unwrap_or(Err(ProgressReadError::TimedOut { topic }))
-}
-
-fn read_blocking(config: &KafkaConfig) -> Result<Option<ProgressRecords>, ProgressReadError> {
-    let topic = config.progress_topic();
-    let failed = |source| ProgressReadError::Kafka { topic: topic.clone(), source };
-    let deadline = Instant::now() + READ_TIMEOUT;
-    let consumer: BaseConsumer<Quiet> = settings::client_config(config, &reader_settings(config))
-        .create_with_context(Quiet)
-        .map_err(&failed)?;
-
-    let metadata =
-        consumer.fetch_metadata(Some(&topic), settings::REQUEST_TIMEOUT).map_err(&failed)?;
-    let Some(found) = metadata.topics().iter().find(|it| it.name() == topic) else {
-        return Ok(None);
-    };
-    match found.error().map(RDKafkaErrorCode::from) {
-        None => {}
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-            return Ok(None);
-        }
-        Some(code) => return Err(failed(KafkaError::MetadataFetch(code))),
-    }
-    let mut assignment = TopicPartitionList::new();
-    for partition in found.partitions() {
-        assignment
-            .add_partition_offset(&topic, partition.id(), Offset::Beginning)
-            .map_err(&failed)?;
-    }
-    let mut unfinished = found.partitions().len();
-    if unfinished == 0 {
-        return Ok(None);
-    }
-    consumer.assign(&assignment).map_err(&failed)?;
-
-    let mut records = ProgressRecords::default();
-    while 0 < unfinished {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ProgressReadError::TimedOut { topic });
-        }
-        match consumer.poll(left.min(Duration::from_millis(100))) {
-            None => {}
-            Some(Err(KafkaError::PartitionEOF(_))) => unfinished -= 1,
-            Some(Err(source)) if settings::is_transient(&source) => {}
-            Some(Err(source)) => return Err(failed(source)),
-            Some(Ok(message)) => {
-                let key = message.key().unwrap_or_default();
-                records.apply(key, message.payload()).map_err(|problem| {
-                    ProgressReadError::NotUnderstood {
-                        topic: topic.clone(),
-                        offset: message.offset(),
-                        problem,
-                    }
-                })?;
-            }
-        }
-    }
-    Ok(Some(records))
-}
-
-fn reader_settings(config: &KafkaConfig) -> [(&'static str, String); 7] {
-    [
-        // Never joined and never committed to: librdkafka asks for one, and access rights are
-        // usually given by it.
-        ("group.id", config.group_id.clone()),
-        ("enable.auto.commit", "false".to_owned()),
-        ("enable.auto.offset.store", "false".to_owned()),
-        ("enable.partition.eof", "true".to_owned()),
-        ("auto.offset.reset", "earliest".to_owned()),
-        ("allow.auto.create.topics", "false".to_owned()),
-        ("fetch.wait.max.ms", "20".to_owned()),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,6 +273,7 @@ mod tests {
             timeline: 3,
             lsn: Lsn(0x16_B374_D848),
             clean: false,
+            exactly_once: false,
             run_id: "a1".to_owned(),
             at_ms: 5,
         }
@@ -358,6 +284,10 @@ mod tests {
         let expected = r#"{"version":1,"system_id":"7612345678901234567","timeline":3,"#.to_owned()
             + r#""lsn":"16/B374D848","clean":false,"run_id":"a1","at_ms":5}"#;
         assert_eq!(String::from_utf8(record().to_json()).unwrap(), expected);
+        let within = ProgressRecord { exactly_once: true, ..record() };
+        let expected = expected.replace("false,", "false,\"exactly_once\":true,");
+        assert_eq!(String::from_utf8(within.to_json()).unwrap(), expected);
+        assert_eq!(ProgressRecord::from_json(&within.to_json()), Ok(within));
         assert_eq!(slot_key("a\"b"), br#"{"slot":"a\"b"}"#);
         assert_eq!(translate_key("g"), br#"{"translate":"g"}"#);
     }

@@ -331,6 +331,7 @@ mod tests {
             timeline: 2,
             lsn: Lsn(60),
             clean: false,
+            exactly_once: false,
             run_id: "r".to_owned(),
             at_ms: 0,
         }

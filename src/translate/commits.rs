@@ -98,6 +98,11 @@ impl Stage {
             // Whichever it was: an offset that stands still would never be committed otherwise.
             self.commits.committed.clear();
         }
+        match self.log.handed_out() {
+            Ok(reached) => reached.iter().for_each(|(it, at)| self.offsets.passed(it, *at)),
+            // Some marks are passed at the next tick.
+            Err(error) => tracing::debug!(error = %with_causes(&error), "no positions"),
+        }
         self.read_notes();
         let notes = self.filled().notes();
         let commits = &self.commits;

@@ -3,8 +3,9 @@
 use crate::capture::{declared, wanted_topics};
 use crate::causes::with_causes;
 use crate::cli::check::{Findings, failover};
-use crate::config::Config;
+use crate::config::{Config, KafkaConfig};
 use crate::elasticsearch::client::Elasticsearch;
+use crate::kafka::brokers::transaction_timeout_max;
 use crate::kafka::progress_record;
 use crate::kafka::topics::{TopicAction, WantedTopic, ensure_topics};
 use crate::postgres::client::{self, Client};
@@ -156,6 +157,7 @@ pub async fn kafka(
         }
         Ok(actions) => {
             findings.fine(&format!("Kafka at {}", config.kafka.brokers))?;
+            transactions(&config.kafka, findings).await?;
             for action in actions {
                 match action {
                     TopicAction::Fine { .. } => {}
@@ -185,6 +187,29 @@ pub async fn declared_topics(
         findings.wrong(&mistake)?;
     }
     Ok(())
+}
+
+/// Whether the brokers allow the transactions that `delivery = "exactly-once"` needs. Taking the
+/// transactional id would fence a running daemon, so that nobody tries that here.
+async fn transactions(config: &KafkaConfig, findings: &mut Findings<'_>) -> Written {
+    let Some(wanted) = config.transactions().map(|it| it.timeout) else { return Ok(()) };
+    let shown = humantime::format_duration;
+    match transaction_timeout_max(config).await {
+        Ok(Some(most)) if most < wanted => findings.wrong(&format!(
+            "transaction_timeout is {}, but Kafka allows {}; lower it in [kafka], or raise \
+             transaction.max.timeout.ms of the brokers",
+            shown(wanted),
+            shown(most)
+        )),
+        Ok(_) => {
+            let text = "exactly-once: Kafka transactions of up to";
+            findings.fine(&format!("{text} {}", shown(wanted)))
+        }
+        Err(error) => findings.warning(&format!(
+            "can't read transaction.max.timeout.ms of the brokers ({error}); transaction_timeout \
+             must not exceed it"
+        )),
+    }
 }
 
 /// Elasticsearch: reachable, and of a version that we know.

@@ -3,7 +3,7 @@
 use elasticsearch::http::Url;
 use percent_encoding::percent_decode_str;
 
-use crate::config::{Credentials, Delivery};
+use crate::config::Credentials;
 use crate::postgres::url::PostgresUrl;
 
 /// Kafka allows 249 characters for a topic's name, and `.namespace.table` may take 128 of them.
@@ -138,16 +138,6 @@ pub(super) fn topic_prefix(text: &str) -> Result<String, String> {
     Err(format!(
         "topic_prefix must be 1 to 100 of a-z, A-Z, 0-9, \".\", \"_\" and \"-\", not \"{text}\""
     ))
-}
-
-pub(super) fn delivery(text: &str) -> Result<Delivery, String> {
-    match text {
-        "at-least-once" => Ok(Delivery::AtLeastOnce),
-        "exactly-once" => Err("delivery = \"exactly-once\" comes later: write \"at-least-once\", \
-             under which a consumer may see a change twice, never out of order"
-            .to_owned()),
-        _ => Err(format!("delivery must be \"at-least-once\", not \"{text}\"")),
-    }
 }
 
 pub(super) fn group_id(text: &str) -> Result<String, String> {

@@ -37,6 +37,8 @@ const KEYS: [(&str, &[&str]); 7] = [
             "brokers",
             "topic_prefix",
             "delivery",
+            "transaction_interval",
+            "transaction_timeout",
             "delivery_timeout",
             "socket_timeout",
             "partitions",
@@ -212,8 +214,9 @@ url = "localhost:9200"
 #[test]
 fn single_mistakes_say_what_to_write() {
     let cases = [
-        ("kafka", "delivery = \"exactly-once\"", "comes later"),
-        ("kafka", "delivery = \"never\"", "must be \"at-least-once\""),
+        ("kafka", "delivery = \"never\"", "must be \"at-least-once\" or"),
+        ("kafka", "transaction_interval = \"1m\"", "to 10s"),
+        ("kafka", "transaction_timeout = \"10s\"", "must be longer than delivery_timeout"),
         ("kafka", "properties = { acks = 0 }", "property acks is onelog's own"),
         ("kafka", "group_id = \"\"", "1 to 249"),
         ("kafka", "group_id = 7", "must be a string, not integer"),
