@@ -76,12 +76,15 @@ async fn swept(world: &World, client: &Client) {
     let sql = "SELECT id::text FROM company_profile WHERE name = 'in no log'";
     let rows = client.query(sql, &[]).await.expect("companies");
     assert!(!rows.is_empty());
-    for row in rows {
-        let id: String = row.get(0);
-        eventually("a sweep brings what the log lacks", PATIENCE, || async {
-            world.document("company_details_page", &id).await
-        })
-        .await;
+    // In each collection that has it: they are swept one after the other.
+    for collection in ["company_details_page", "recent_investments_page"] {
+        for row in &rows {
+            let id: String = row.get(0);
+            eventually("a sweep brings what the log lacks", PATIENCE, || async {
+                world.document(collection, &id).await
+            })
+            .await;
+        }
     }
     eventually("no sweep is owed any more", PATIENCE, || async {
         world.metric("onelog_sweeps_pending").await.filter(|it| *it == 0.0)
