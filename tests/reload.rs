@@ -195,3 +195,42 @@ async fn a_dropped_column_stops_its_collection_alone() {
     world.check_documents().await;
     assert!(daemon.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_comes_after_its_mapping_needs_no_second_save() {
+    let world = World::new("late", Wishes { companies: 5, ..Wishes::default() }).await;
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let text = r#"
+[[denormalization]]
+collection = "late_page"
+key = "id"
+sql = "SELECT id, name FROM late_table"
+"#;
+    std::fs::write(world.mappings.join("late.toml"), text).expect("written");
+    let met = async |times: f64| {
+        let label = "result=\"mistakes\"";
+        eventually("the mistake is met again, with nothing saved", PATIENCE, || async {
+            let met = world.metric_where("onelog_mapping_reloads_total", label).await?;
+            (met >= times).then_some(())
+        })
+        .await;
+    };
+    // Saving may count as two changes.
+    met(2.0).await;
+    let said = daemon.log_text().matches("late.toml:").count();
+    assert!(said > 0, "{}", daemon.log_text());
+    met(3.0).await;
+    assert_eq!(daemon.log_text().matches("late.toml:").count(), said, "said once is enough");
+    let (client, _connection) = world.client().await;
+    let sql = "CREATE TABLE late_table (id bigint PRIMARY KEY, name text);
+               INSERT INTO late_table VALUES (1, 'at last');
+               GRANT SELECT ON late_table TO PUBLIC";
+    client.batch_execute(sql).await.expect("a table");
+    eventually("its documents are there", PATIENCE, || async {
+        world.document("late_page", "1").await.filter(|it| it["name"] == "at last")
+    })
+    .await;
+    assert!(daemon.stop().await.success());
+}

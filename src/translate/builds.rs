@@ -7,6 +7,7 @@
 
 mod aliases;
 mod gaps;
+mod states;
 mod timer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use self::timer::Timer;
 use crate::document::pending::BuildId;
 use crate::elasticsearch::index::survey::Wishes;
-use crate::health::{CollectionHealth, CollectionState};
 use crate::kafka::consumer::Partition;
 use crate::mapping::catalog;
 use crate::mapping::plan::TableName;
@@ -32,8 +32,8 @@ const SWEEPS_MAX: usize = 2;
 /// Before a load of the mappings that met an outage is tried again.
 const LOAD_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Before the mappings are loaded again for a collection that was suspended: a person mends its
-/// table or its privileges, which no file tells.
+/// Before the mappings are loaded again for a collection that Postgres refuses: a person makes or
+/// mends its table or its privileges, which no file tells.
 const SUSPENDED_LOOK_AFTER: Duration = Duration::from_secs(10);
 
 /// Before topics that were not there are looked for again: capture makes them when it starts.
@@ -81,6 +81,8 @@ pub struct Builds {
     suspended: BTreeSet<String>,
     /// Collections whose mapping has a mistake.
     frozen: BTreeSet<String>,
+    /// The mistakes of the last load: one that comes again has been said.
+    told: BTreeSet<String>,
     /// Tables whose topic was not there at the last load.
     missing: BTreeSet<TableName>,
     loaded_once: bool,
@@ -126,6 +128,7 @@ impl Builds {
             load_at: None,
             suspended: BTreeSet::new(),
             frozen: BTreeSet::new(),
+            told: BTreeSet::new(),
             missing: BTreeSet::new(),
             loaded_once: false,
             counted: BTreeMap::new(),
@@ -155,6 +158,11 @@ impl Builds {
         published.filter(|it| !self.missing.contains(it)).collect()
     }
 
+    /// A person has done something, and wants to hear what is wrong still.
+    pub fn tell_again(&mut self) {
+        self.told.clear();
+    }
+
     /// Starts a load, unless one is running; then another follows it.
     pub fn begin_load(&mut self) -> Option<Request> {
         // Also when it follows a running one: a time that has passed would wake the stage at once,
@@ -176,6 +184,7 @@ impl Builds {
             first: !self.loaded_once,
             sweep_all: self.sweep_all && !self.loaded_once,
             wishes: self.wishes.clone(),
+            told: self.told.clone(),
         })
     }
 
@@ -202,10 +211,12 @@ impl Builds {
         let valid: BTreeSet<&str> =
             loaded.prepared.iter().map(|it| it.plan.name.as_str()).collect();
         self.suspended.retain(|it| !valid.contains(it.as_str()));
-        if !self.suspended.is_empty() {
+        if loaded.waits || !self.suspended.is_empty() {
             self.load_at = Some(Instant::now() + SUSPENDED_LOOK_AFTER);
         }
         self.frozen = loaded.frozen.clone();
+        // Who asked for a load while this one ran wants to hear it.
+        self.told = if again { BTreeSet::new() } else { loaded.told };
         let found = self.missing.iter().any(|it| !loaded.missing.contains(it));
         self.note_missing(loaded.missing);
         let mut removed = self.outdated(&wanted, &valid, &loaded.frozen);
@@ -426,48 +437,6 @@ impl Builds {
             tickets.extend(again.into_iter().flatten());
             served.sweep = Sweep::Owed { from, tickets };
         }
-    }
-
-    /// Every collection's state, by name.
-    pub fn states(&self) -> Vec<CollectionHealth> {
-        let mut states = BTreeMap::new();
-        for served in self.served.values() {
-            let state = match (served.serving && served.built, served.polls) {
-                (true, true) => CollectionState::Polling,
-                (true, false) => CollectionState::Live,
-                (false, _) => CollectionState::Building,
-            };
-            // Of two builds the one that serves says what the documents are worth.
-            let known = states.entry(served.build.plan.name.clone()).or_insert(state);
-            if *known == CollectionState::Building {
-                *known = state;
-            }
-        }
-        let ill = [
-            (&self.suspended, CollectionState::Suspended),
-            (&self.frozen, CollectionState::Frozen),
-        ];
-        for (names, state) in ill {
-            states.extend(names.iter().map(|it| (it.clone(), state)));
-        }
-        states.into_iter().map(|(name, state)| CollectionHealth { name, state }).collect()
-    }
-
-    /// Sweeps that are running or owed, by collection; once more with none for each collection
-    /// that has gone.
-    pub fn sweeps_pending(&mut self) -> BTreeMap<String, usize> {
-        let mut pending = std::mem::take(&mut self.counted);
-        pending.values_mut().for_each(|it| *it = 0);
-        for served in self.served.values() {
-            let count = match &served.sweep {
-                Sweep::Idle => 0,
-                Sweep::Owed { .. } | Sweep::Running { again: None, .. } => 1,
-                Sweep::Running { again: Some(_), .. } => 2,
-            };
-            *pending.entry(served.build.plan.name.clone()).or_default() += count;
-            self.counted.insert(served.build.plan.name.clone(), 0);
-        }
-        pending
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Request {
     pub(super) sweep_all: bool,
     /// What commands had asked for at the last load.
     pub(super) wishes: Wishes,
+    /// The mistakes that were said.
+    pub(super) told: BTreeSet<String>,
 }
 
 /// The mapping files as Postgres and Elasticsearch have agreed to them.
@@ -59,6 +61,10 @@ pub struct Loaded {
     pub(super) seen_to: Vec<(Partition, i64)>,
     /// What commands had asked for when the load began.
     pub(super) wishes: Wishes,
+    /// Each mistake, as it was said.
+    pub(super) told: BTreeSet<String>,
+    /// A collection is frozen for what Postgres says of it, which may be mended there.
+    pub(super) waits: bool,
 }
 
 pub(super) struct Prepared {
@@ -96,7 +102,8 @@ pub async fn load(
 ) -> Result<Loaded, TranslateError> {
     // First, so that what a command writes meanwhile is a difference at the next look.
     let survey = tools.elastic.survey(&context.config.elasticsearch).await?;
-    let (plans, mut frozen, known) = resolve_all(context, tools, &request).await?;
+    let Resolved { plans, mut frozen, known, told, waits } =
+        resolve_all(context, tools, &request).await?;
     let mut prepared = Vec::with_capacity(plans.len());
     for plan in plans {
         let name = plan.name.clone();
@@ -116,7 +123,7 @@ pub async fn load(
     let Settlement { mut owed, missing, seen_to } = settlement;
     let wishes = survey.wishes();
     owed.extend(asked_again(&wishes, &request));
-    Ok(Loaded { prepared, frozen, known, owed, missing, seen_to, wishes })
+    Ok(Loaded { prepared, frozen, known, owed, missing, seen_to, wishes, told, waits })
 }
 
 /// Indices that we fill and that a command wants swept since the last load. It has told them that a
@@ -150,7 +157,13 @@ async fn unmark_the_others(
     Ok(())
 }
 
-type Resolved = (Vec<CollectionPlan>, BTreeSet<String>, catalog::KnownFiles);
+struct Resolved {
+    plans: Vec<CollectionPlan>,
+    frozen: BTreeSet<String>,
+    known: catalog::KnownFiles,
+    told: BTreeSet<String>,
+    waits: bool,
+}
 
 async fn resolve_all(
     context: &Context,
@@ -163,6 +176,7 @@ async fn resolve_all(
         .map_err(|source| TranslateError::Folder { folder, source })?;
     let mut mistakes: Vec<Mistake> = files.mistakes;
     let mut frozen = files.frozen;
+    let of_files = frozen.len();
     let mut plans = Vec::new();
     if !files.collections.is_empty() {
         let client = client::connect(&config.postgres.url, "onelog mappings").await?;
@@ -188,13 +202,15 @@ async fn resolve_all(
     }
     let result = if mistakes.is_empty() { "ok" } else { "mistakes" };
     tools.metrics.mapping_reloads_total.with_label_values(&[result]).inc();
-    for mistake in &mistakes {
+    let told: BTreeSet<String> = mistakes.iter().map(ToString::to_string).collect();
+    for mistake in mistakes.iter().filter(|it| !request.told.contains(&it.to_string())) {
         tracing::error!("{mistake}");
     }
     if request.first && plans.is_empty() && !mistakes.is_empty() {
         return Err(TranslateError::NoMapping(Mistakes(mistakes)));
     }
-    Ok((plans, frozen, files.known))
+    let waits = of_files < frozen.len();
+    Ok(Resolved { plans, frozen, known: files.known, told, waits })
 }
 
 /// The mapping reads a table whose own topic is not the envelope that translators read.

@@ -299,6 +299,12 @@ impl Stage {
         });
     }
 
+    /// As [`Stage::load_catalog`], and what was wrong before is said again.
+    pub fn load_for_a_person(&mut self) {
+        self.builds.tell_again();
+        self.load_catalog();
+    }
+
     /// Reads the mapping files and resolves them, unless that is going on already.
     pub fn load_catalog(&mut self) {
         let Some(request) = self.builds.begin_load() else { return };

@@ -283,8 +283,8 @@ impl Stage {
                 _ = tend_timer.tick(), if !self.builds.closed => self.start_tending(),
 
                 // 7. A mapping file changed, or SIGHUP.
-                Some(()) = changes.recv(), if !self.builds.closed => self.load_catalog(),
-                Some(()) = reload.recv(), if !self.builds.closed => self.load_catalog(),
+                Some(()) = changes.recv(), if !self.builds.closed => self.load_for_a_person(),
+                Some(()) = reload.recv(), if !self.builds.closed => self.load_for_a_person(),
 
                 // 8. A parked key, an owed sweep, a poll or a look at the catalog is due.
                 () = tokio::time::sleep_until(wake.into()) => {}
