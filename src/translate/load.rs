@@ -200,12 +200,12 @@ async fn resolve_all(
             }
         }
     }
-    let result = if mistakes.is_empty() { "ok" } else { "mistakes" };
-    tools.metrics.mapping_reloads_total.with_label_values(&[result]).inc();
     let told: BTreeSet<String> = mistakes.iter().map(ToString::to_string).collect();
     for mistake in mistakes.iter().filter(|it| !request.told.contains(&it.to_string())) {
         tracing::error!("{mistake}");
     }
+    let result = if mistakes.is_empty() { "ok" } else { "mistakes" };
+    tools.metrics.mapping_reloads_total.with_label_values(&[result]).inc();
     if request.first && plans.is_empty() && !mistakes.is_empty() {
         return Err(TranslateError::NoMapping(Mistakes(mistakes)));
     }
