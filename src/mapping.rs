@@ -5,6 +5,7 @@
 
 pub mod advice;
 pub mod catalog;
+pub mod expression_sql;
 pub mod file;
 pub mod fingerprint;
 pub mod impact;

@@ -7,7 +7,7 @@ mod support;
 
 use std::path::PathBuf;
 
-use log::{TABLES, Writers, caught_up, check_log};
+use log::{TABLES, Writers, check_log};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rdkafka::ClientConfig;
@@ -21,6 +21,7 @@ const EXACTLY: &str =
     "delivery = \"exactly-once\"\ntransaction_interval = \"40ms\"\npartitions = 3";
 const ONLY: &[&str] = &["--only", "capture"];
 const KILLS: usize = 20;
+const WAL_END: &str = "pg_current_wal_flush_lsn()";
 
 async fn world(name: &str) -> World {
     let wishes = Wishes { instead: Some(TABLES), kafka: EXACTLY, ..Wishes::default() };
@@ -47,6 +48,13 @@ async fn acknowledged(address: &str, records: u32) {
     .await;
 }
 
+/// All is published, a stop is clean, and the log has each change once.
+async fn ends_well(world: &World, daemon: Daemon) {
+    world.confirmed_to(WAL_END).await;
+    assert!(daemon.stop().await.success(), "a clean stop");
+    check_log(world).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_change_is_seen_once_through_20_kills() {
     let _turn = alone().await;
@@ -60,9 +68,7 @@ async fn each_change_is_seen_once_through_20_kills() {
     }
     let daemon = start(&world);
     writers.stop().await;
-    caught_up(&world).await;
-    assert!(daemon.stop().await.success(), "a clean stop");
-    check_log(&world).await;
+    ends_well(&world, daemon).await;
     let log = std::fs::read_to_string(log_of(&world, "first")).expect("the log");
     assert!(!log.contains("did not stop cleanly"), "a fenced predecessor is not waited out");
 }
@@ -99,7 +105,7 @@ async fn a_twin_that_was_asleep_does_no_harm() {
     })
     .await;
     writers.stop().await;
-    caught_up(&world).await;
+    world.confirmed_to(WAL_END).await;
     if first.is_alive() {
         first.kill();
     }
@@ -129,9 +135,7 @@ async fn who_is_fenced_halts_and_says_so() {
     writers.stop().await;
 
     let daemon = start(&world);
-    caught_up(&world).await;
-    assert!(daemon.stop().await.success(), "a clean stop");
-    check_log(&world).await;
+    ends_well(&world, daemon).await;
 }
 
 /// A stop in the middle of a large transaction gives up what was sent of it.
@@ -148,9 +152,7 @@ async fn a_stop_within_a_transaction_of_postgres_repeats_nothing() {
         assert!(daemon.stop().await.success(), "a clean stop");
     }
     let daemon = start(&world);
-    caught_up(&world).await;
-    assert!(daemon.stop().await.success(), "a clean stop");
-    check_log(&world).await;
+    ends_well(&world, daemon).await;
 }
 
 /// Postgres keeps a slot's position at checkpoints only: after a crash the slot is where it was
@@ -163,7 +165,7 @@ async fn what_a_crashed_postgres_would_send_again_is_not_published_again() {
     let daemon = start(&world);
     acknowledged(&world.http, 300).await;
     writers.stop().await;
-    caught_up(&world).await;
+    world.confirmed_to(WAL_END).await;
     let (client, _connection) = world.client().await;
     let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
     let before: String = client.query_one(sql, &[&world.name]).await.expect("the slot").get(0);
@@ -176,11 +178,9 @@ async fn what_a_crashed_postgres_would_send_again_is_not_published_again() {
     assert!(row.get::<_, bool>(0), "the slot is where it was at the last checkpoint");
     daemon.signal("CONT");
     let writers = Writers::start(&world.database_url, 11, 2);
-    caught_up(&world).await;
+    world.confirmed_to(WAL_END).await;
     writers.stop().await;
-    caught_up(&world).await;
-    assert!(daemon.stop().await.success(), "a clean stop");
-    check_log(&world).await;
+    ends_well(&world, daemon).await;
 }
 
 /// From plain records to transactions and back, also after a crash.
@@ -201,16 +201,14 @@ async fn the_delivery_may_be_changed_at_any_start() {
             writers.stop().await;
         } else {
             writers.stop().await;
-            caught_up(&world).await;
+            world.confirmed_to(WAL_END).await;
             // Within a transaction even a clean stop of plain records repeats some.
             assert!(daemon.stop().await.success(), "a clean stop");
         }
     }
     std::fs::write(&world.config, plain).expect("the config is written");
     let daemon = start(&world);
-    caught_up(&world).await;
-    assert!(daemon.stop().await.success(), "a clean stop");
-    check_log(&world).await;
+    ends_well(&world, daemon).await;
     let log = std::fs::read_to_string(log_of(&world, "first")).expect("the log");
     assert!(!log.contains("did not stop cleanly"), "a fenced predecessor is not waited out");
 }

@@ -14,12 +14,13 @@ use onelog::config::file::load;
 use onelog::postgres::cleanup::{CleanupError, clean_batch};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use support::daemon::Daemon;
 use support::log::{Found, read};
 use support::world::{PATIENCE, Wishes, World, psql_path};
 use support::{eventually, server};
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
+
+/// Also of what no COMMIT has flushed.
+const WAL_END: &str = "pg_current_wal_insert_lsn()";
 
 /// A world with an outbox table, the functions, a table of the application, and no mappings.
 async fn world(name: &str, more: &str) -> World {
@@ -43,24 +44,6 @@ async fn world(name: &str, more: &str) -> World {
     world
 }
 
-fn start(world: &World) -> Daemon {
-    let log = world.folder.path().join("onelog.log");
-    Daemon::start_with(&world.config, &log, &["--only", "capture"])
-}
-
-/// Waits until all that is committed now is durable in Kafka.
-async fn caught_up(world: &World, client: &Client) {
-    let end = "SELECT pg_current_wal_insert_lsn()::text";
-    let lsn: String = client.query_one(end, &[]).await.unwrap().get(0);
-    let reached = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots \
-                   WHERE slot_name = $2";
-    eventually("the slot is confirmed to the WAL's end", PATIENCE, || async {
-        let row = client.query_one(reached, &[&lsn, &world.name]).await.ok()?;
-        row.get::<_, bool>(0).then_some(())
-    })
-    .await;
-}
-
 /// `key value type correlation-id`, a line for each record of the event topic.
 fn lines(topic: &str) -> Vec<String> {
     let show = |it: &Found| {
@@ -80,7 +63,7 @@ fn lines(topic: &str) -> Vec<String> {
 async fn rows_and_messages_reach_their_topics_with_their_headers() {
     let world = world("outbox_way", "header_columns = [\"created_at:made\"]\n").await;
     let (client, _connection) = world.client().await;
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     for sql in [
         // The row is gone at once, the event is not; jsonb stays as it is.
         "BEGIN; SELECT onelog.context('c1', '00-a-b-01', headers => '{\"tenant\": 7}'); \
@@ -103,7 +86,7 @@ async fn rows_and_messages_reach_their_topics_with_their_headers() {
     ] {
         client.batch_execute(sql).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     let topic = format!("{}.event.order", world.name);
     assert_eq!(
         lines(&topic),
@@ -147,7 +130,7 @@ async fn what_is_no_event_is_a_dead_letter_and_holds_nothing_up() {
     let world = world("outbox_bad", "").await;
     let (client, _connection) = world.client().await;
     client.batch_execute("ALTER TABLE outbox ALTER aggregateid DROP NOT NULL").await.unwrap();
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     let emit =
         |json: &str| format!("SELECT pg_logical_emit_message(true, 'onelog.outbox', '{json}')");
     let fine =
@@ -175,7 +158,7 @@ async fn what_is_no_event_is_a_dead_letter_and_holds_nothing_up() {
     ] {
         client.batch_execute(&sql).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     let topic = format!("{}.event.a", world.name);
     assert_eq!(lines(&topic), ["k 1 - -", "k 2 - -", "k 3 - -"], "the others go on, in order");
     let dead = read(&format!("{}.onelog.dead-letter", world.name));
@@ -230,7 +213,7 @@ async fn rows_are_cleaned_up_only_after_they_are_published() {
     let refused = clean_batch(&client, &config, "public.outbox", at_once).await.unwrap_err();
     assert!(matches!(refused, CleanupError::NotConfirmed { .. }), "{refused}");
     assert_eq!(count().await, EVENTS, "what is not published stays");
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     eventually("the old rows are gone", PATIENCE, || async { (count().await == 0).then_some(()) })
         .await;
     let published = read(&format!("{}.event.a", world.name)).len();
@@ -246,8 +229,7 @@ async fn rows_are_cleaned_up_only_after_they_are_published() {
 #[tokio::test(flavor = "multi_thread")]
 async fn django_writes_rows_and_events_in_one_atomic_block() {
     let world = world("outbox_django", "").await;
-    let (client, _connection) = world.client().await;
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/django_outbox/shop.py");
     let output = tokio::process::Command::new(server("ONELOG_TEST_DJANGO"))
         .arg(shop)
@@ -256,7 +238,7 @@ async fn django_writes_rows_and_events_in_one_atomic_block() {
         .await
         .expect("Django's Python is there: deploy/stack install");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     assert_eq!(
         lines(&format!("{}.event.order", world.name)),
         [
@@ -328,7 +310,7 @@ async fn kills_lose_nothing_and_keep_the_order_of_each_key() {
         writers.spawn(application(world.database_url.clone(), seed, 150));
     }
     for enough in [20.0, 60.0] {
-        let daemon = start(&world);
+        let daemon = world.start_capture();
         eventually("some events are sent", PATIENCE, || async {
             let sent = world.metric("onelog_outbox_events_total").await?;
             (enough <= sent).then_some(())
@@ -336,11 +318,11 @@ async fn kills_lose_nothing_and_keep_the_order_of_each_key() {
         .await;
         daemon.kill();
     }
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     while let Some(ended) = writers.join_next().await {
         ended.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
     let mut most: BTreeMap<String, i64> = BTreeMap::new();
     for record in read(&topic) {

@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "mapping.rs",
     "mapping/advice.rs",
     "mapping/advice/",
+    "mapping/expression_sql.rs",
     "mapping/plan.rs",
     "mapping/file.rs",
     "mapping/impact.rs",

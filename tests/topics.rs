@@ -12,34 +12,18 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use serde_json::{Value, json};
-use support::daemon::Daemon;
 use support::log::{Found, read};
+use support::server;
 use support::world::{PATIENCE, Wishes, World};
-use support::{eventually, server};
 use tokio_postgres::Client;
+
+/// Also of what no COMMIT has flushed.
+const WAL_END: &str = "pg_current_wal_insert_lsn()";
 
 /// A world without mappings, with these tables and more lines in its config.
 async fn world(name: &str, sql: &str, more: &str) -> World {
     let wishes = Wishes { instead: Some(sql), kafka: more, ..Wishes::default() };
     World::new(name, wishes).await
-}
-
-fn start(world: &World) -> Daemon {
-    let log = world.folder.path().join("onelog.log");
-    Daemon::start_with(&world.config, &log, &["--only", "capture"])
-}
-
-/// Waits until all that is committed now is durable in Kafka.
-async fn caught_up(world: &World, client: &Client) {
-    let end = "SELECT pg_current_wal_insert_lsn()::text";
-    let lsn: String = client.query_one(end, &[]).await.unwrap().get(0);
-    let reached = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots \
-                   WHERE slot_name = $2";
-    eventually("the slot is confirmed to the WAL's end", PATIENCE, || async {
-        let row = client.query_one(reached, &[&lsn, &world.name]).await.ok()?;
-        row.get::<_, bool>(0).then_some(())
-    })
-    .await;
 }
 
 /// A topic's settings as the broker has them; None: there is no such topic.
@@ -103,7 +87,7 @@ async fn topics_are_of_their_kinds_and_a_drift_is_told() {
     assert_eq!(shown(&of("public.item"), &compacted).await, entity);
 
     // One that a pattern declares is made when its first event comes; it takes none without a key.
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     let (client, _connection) = world.client().await;
     let emit = |key: &str, payload: &str| {
         let json = format!(
@@ -114,7 +98,7 @@ async fn topics_are_of_their_kinds_and_a_drift_is_told() {
     for sql in [emit("\"k\"", "1"), emit("null", "2"), emit("\"k\"", "3")] {
         client.batch_execute(&sql).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     let state = of("event.state-cart");
     assert_eq!(shown(&state, &compacted).await, entity);
     let keys: Vec<_> = read(&state).into_iter().map(|it| (it.key, it.value)).collect();
@@ -179,7 +163,7 @@ async fn an_extract_has_the_rows_that_postgres_says_pass() {
 
     refused_without_old_rows(&world, &client).await;
     world.onelog(&["prepare"]);
-    let daemon = start(&world);
+    let daemon = world.start_capture();
 
     let value = |list: &str| format!("(ARRAY[{list}])[1 + floor(random() * 4)::int]");
     let (status, total) = (value("'open', 'paid', 'shut', NULL"), value("10.5, 10.49, 99, NULL"));
@@ -198,7 +182,7 @@ async fn an_extract_has_the_rows_that_postgres_says_pass() {
                       UPDATE orders SET id = id + 1000 WHERE random() < 0.05 AND id < 1000";
         client.batch_execute(others).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
 
     let passing = format!(
         "SELECT jsonb_build_object('id', id)::text, jsonb_build_object('id', id, 'status', status, \
@@ -223,7 +207,7 @@ async fn an_extract_has_the_rows_that_postgres_says_pass() {
     // A copy fills it too, with the rows that pass.
     let before = records.len();
     world.onelog(&["copy", "public.orders"]);
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     let records = read(&format!("{name}.some"));
     let copied = records[before..].iter().filter(|it| it.json()["op"] == "r").count();
     assert_eq!(copied, expected.len());
@@ -271,7 +255,7 @@ async fn a_flat_topic_has_rows_and_tombstones_and_cloud_events_their_attributes(
     let world = world("topics_flat", tables, &more).await;
     world.onelog(&["prepare"]);
     let (client, _connection) = world.client().await;
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     for sql in [
         "INSERT INTO item VALUES (1, 'a'), (2, 'b')",
         "UPDATE item SET name = 'A' WHERE id = 1",
@@ -284,7 +268,7 @@ async fn a_flat_topic_has_rows_and_tombstones_and_cloud_events_their_attributes(
     ] {
         client.batch_execute(sql).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     assert!(daemon.stop().await.success());
 
     let flat = read(&format!("{name}.flat"));
@@ -350,7 +334,7 @@ async fn kafkas_json_converter_reads_what_has_a_schema() {
     let world = world("topics_schema", tables, &more).await;
     world.onelog(&["prepare"]);
     let (client, _connection) = world.client().await;
-    let daemon = start(&world);
+    let daemon = world.start_capture();
     for sql in [
         "INSERT INTO kinds VALUES (9007199254740993, -7, 70000, 0.5, 1e20, 12345678901234567890.10, \
          true, 'a\"b', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{\"k\": [1, null]}', '{{1},{2}}', \
@@ -360,7 +344,7 @@ async fn kafkas_json_converter_reads_what_has_a_schema() {
     ] {
         client.batch_execute(sql).await.unwrap();
     }
-    caught_up(&world, &client).await;
+    world.confirmed_to(WAL_END).await;
     assert!(daemon.stop().await.success());
 
     let records = read(&format!("{name}.typed"));

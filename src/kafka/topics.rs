@@ -387,10 +387,9 @@ fn drift(
             });
         }
     }
-    let limit =
-        settings.iter().find(|it| it.0 == "max.message.bytes").and_then(|it| it.1?.parse().ok());
-    if limit.is_some_and(|it: usize| it < MAX_MESSAGE_BYTES_MIN) {
-        let limit = limit.unwrap_or(0);
+    let limit = settings.iter().find(|it| it.0 == "max.message.bytes");
+    let limit: Option<usize> = limit.and_then(|it| it.1?.parse().ok());
+    if let Some(limit) = limit.filter(|it| *it < MAX_MESSAGE_BYTES_MIN) {
         differences.push(format!("max.message.bytes is {limit}, too small for a batch of records"));
         adds.push(format!("max.message.bytes={MAX_MESSAGE_BYTES}"));
     }

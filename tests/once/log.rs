@@ -73,20 +73,6 @@ fn one_transaction(writer: i32, nth: i32) -> String {
     )
 }
 
-/// Waits until the slot is confirmed to the end of the WAL.
-pub async fn caught_up(world: &World) {
-    let (client, _connection) = world.client().await;
-    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await;
-    let lsn: String = row.expect("the WAL's end").get(0);
-    let confirmed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn \
-                     FROM pg_replication_slots WHERE slot_name = $2";
-    eventually("the slot is confirmed to the WAL's end", PATIENCE, || async {
-        let row = client.query_one(confirmed, &[&lsn, &world.name]).await.ok()?;
-        row.get::<_, bool>(0).then_some(())
-    })
-    .await;
-}
-
 /// Who reads committed records has seen each change once, those of each key in order. No daemon
 /// runs any more.
 pub async fn check_log(world: &World) {

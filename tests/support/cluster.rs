@@ -31,22 +31,35 @@ pub async fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(|| Cluster::new("")).await
 }
 
-/// A program of Postgres, run as somebody who is not root: Postgres refuses root.
+/// A program of the shared server's version.
 fn program(name: &str) -> Command {
     let folder = std::env::var("ONELOG_TEST_POSTGRES_BIN")
         .unwrap_or_else(|_| "/usr/lib/postgresql/15/bin".to_owned());
     let path = Path::new(&folder).join(name);
     assert!(path.exists(), "no {}: set ONELOG_TEST_POSTGRES_BIN, or run make test", path.display());
+    as_server(&path)
+}
+
+/// Postgres refuses root.
+pub fn as_server(program: &Path) -> Command {
     if !is_root() {
-        return Command::new(path);
+        return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(path);
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    // Our own folder may be root's alone.
+    command.current_dir("/");
     command
 }
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     Command::new("id").arg("-u").output().unwrap().stdout == b"0\n"
+}
+
+/// A command as one word list for the shell; none of its words has spaces.
+pub fn shell_words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|it| it.to_str().unwrap()).collect::<Vec<_>>().join(" ")
 }
 
 fn run(command: &mut Command) {
@@ -130,12 +143,6 @@ impl Cluster {
         let create = "select pg_create_logical_replication_slot($1::text, 'pgoutput')::text";
         sql.query_one(create, &[&name]).await.unwrap();
     }
-}
-
-/// A command as one word list for the shell; none of its words has spaces.
-fn shell_words(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|it| it.to_str().unwrap()).collect::<Vec<_>>().join(" ")
 }
 
 const HBA: &str = "

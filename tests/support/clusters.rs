@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::cluster::{as_server, is_root, shell_words};
 use super::server;
 
 /// A cluster, with its programs. Stopped and deleted when we are gone, whichever way.
@@ -57,7 +58,7 @@ impl Plain {
         let folder = tempfile::Builder::new().prefix("onelog-pg").tempdir().unwrap().keep();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let bin = PathBuf::from(bin);
-        let control = words(&as_server(&bin.join("pg_ctl")));
+        let control = shell_words(&as_server(&bin.join("pg_ctl")));
         let script = "cd /; read -r _; $1 -D $0/data -m immediate stop >/dev/null 2>&1; rm -rf $0";
         let mut janitor = Command::new("sh");
         janitor.args(["-c", script]).arg(&folder).arg(control).stdin(Stdio::piped());
@@ -149,24 +150,3 @@ max_connections = 60
 max_wal_senders = 10
 max_replication_slots = 10
 ";
-
-/// Postgres refuses root.
-fn as_server(path: &Path) -> Command {
-    if !is_root() {
-        return Command::new(path);
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(path);
-    command.current_dir("/");
-    command
-}
-
-fn is_root() -> bool {
-    Command::new("id").arg("-u").output().unwrap().stdout == b"0\n"
-}
-
-/// A command as one word list for the shell; none of its words has spaces.
-fn words(command: &Command) -> String {
-    let all = std::iter::once(command.get_program()).chain(command.get_args());
-    all.map(|it| it.to_str().unwrap()).collect::<Vec<_>>().join(" ")
-}

@@ -122,6 +122,12 @@ impl World {
         Daemon::start(&self.config, &self.folder.path().join("onelog.log"))
     }
 
+    /// The capture role alone.
+    pub fn start_capture(&self) -> Daemon {
+        let log = self.folder.path().join("onelog.log");
+        Daemon::start_with(&self.config, &log, &["--only", "capture"])
+    }
+
     pub async fn client(&self) -> (Client, JoinSet<()>) {
         connect(&self.database_url).await
     }
@@ -146,11 +152,10 @@ impl World {
         }
     }
 
-    /// Waits until all that is committed now has reached Kafka and, from there, Elasticsearch:
-    /// the slot is confirmed up to here, and the group's offsets are the topics' ends.
-    pub async fn quiet(&self) {
+    /// Waits until the slot is confirmed to where `end` is now, a function of Postgres.
+    pub async fn confirmed_to(&self, end: &str) {
         let (client, _connection) = self.client().await;
-        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await;
+        let row = client.query_one(&format!("SELECT {end}::text"), &[]).await;
         let lsn: String = row.expect("the WAL's end").get(0);
         let confirmed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn \
                          FROM pg_replication_slots WHERE slot_name = $2";
@@ -159,6 +164,12 @@ impl World {
             row.get::<_, bool>(0).then_some(())
         })
         .await;
+    }
+
+    /// Waits until all that is committed now has reached Kafka and, from there, Elasticsearch:
+    /// the slot is confirmed up to here, and the group's offsets are the topics' ends.
+    pub async fn quiet(&self) {
+        self.confirmed_to("pg_current_wal_flush_lsn()").await;
         eventually("the translator has handled the whole log", PATIENCE, || async {
             let (brokers, name) = (server("ONELOG_TEST_KAFKA"), self.name.clone());
             let behind = tokio::task::spawn_blocking(move || records_behind(&brokers, &name));

@@ -3,14 +3,13 @@
 //! an opaque key polls.
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{
-    ColumnRef, Node, ParseResult, RawStmt, ResTarget, SelectStmt, String as Text,
-};
+use pg_query::protobuf::{ColumnRef, Node, String as Text};
 
 use super::allowed::allowed;
 use super::level::{FIRST_MARK, children};
 use super::scope::{Collapsed, ColumnOf, Origin, Output, Scope};
 use super::walk::Walk;
+use crate::mapping::expression_sql::printed;
 
 /// The origin of an expression that may be a key, or opaque.
 ///
@@ -175,18 +174,7 @@ pub(super) fn print(node: &Node, name: &dyn Fn(&str) -> Option<[String; 2]>) -> 
     if !renamed {
         return None;
     }
-    let target = ResTarget { val: Some(Box::new(node)), ..ResTarget::default() };
-    let select = SelectStmt {
-        target_list: vec![Node { node: Some(NodeEnum::ResTarget(Box::new(target))) }],
-        limit_option: 1,
-        op: 1,
-        ..SelectStmt::default()
-    };
-    let stmt = Node { node: Some(NodeEnum::SelectStmt(Box::new(select))) };
-    let stmts = vec![RawStmt { stmt: Some(Box::new(stmt)), ..RawStmt::default() }];
-    let sql =
-        ParseResult { version: 0, stmts }.deparse(pg_query::DeparseOptions::default()).ok()?;
-    sql.strip_prefix("SELECT ").map(str::to_owned)
+    printed(node)
 }
 
 pub(super) fn reference(names: Vec<String>) -> Node {

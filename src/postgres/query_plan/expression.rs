@@ -2,11 +2,10 @@
 //! text tells. Pure.
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{
-    ColumnRef, Node, ParseResult, RawStmt, ResTarget, SelectStmt, String as Text,
-};
+use pg_query::protobuf::{ColumnRef, Node, String as Text};
 
 use super::conditions::{Indexed, qualified, text};
+use crate::mapping::expression_sql::printed;
 
 const FUNCTIONS: &[&str] = &[
     "lower",
@@ -72,19 +71,4 @@ fn strip(node: &mut Node, aliases: &mut Vec<String>, columns: &mut Vec<String>) 
         }
         _ => false,
     }
-}
-
-fn printed(node: Node) -> Option<String> {
-    let target = ResTarget { val: Some(Box::new(node)), ..ResTarget::default() };
-    let select = SelectStmt {
-        target_list: vec![Node { node: Some(NodeEnum::ResTarget(Box::new(target))) }],
-        limit_option: 1,
-        op: 1,
-        ..SelectStmt::default()
-    };
-    let stmt = Node { node: Some(NodeEnum::SelectStmt(Box::new(select))) };
-    let stmts = vec![RawStmt { stmt: Some(Box::new(stmt)), ..RawStmt::default() }];
-    let sql =
-        ParseResult { version: 0, stmts }.deparse(pg_query::DeparseOptions::default()).ok()?;
-    sql.strip_prefix("SELECT ").map(str::to_owned)
 }
