@@ -144,6 +144,8 @@ pub enum Role {
     Capture,
     /// Kafka to Elasticsearch.
     Translate,
+    /// Browsers to Kafka, and documents to browsers. Needs [gateway] in the config.
+    Gateway,
 }
 
 /// What ended a command early. The message names what to change.
@@ -153,6 +155,8 @@ pub enum CommandError {
     Config(#[from] LoadError),
     #[error("the mapping cannot be used:\n\n{}", pointer::all_pointed(.0))]
     Mapping(Mistakes),
+    #[error("--only gateway needs a section [gateway] in the config")]
+    NoGateway,
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
     #[error("{doing}")]

@@ -3,11 +3,13 @@
 //! Every field here has been checked; nothing reads the file again. A stage gets its own slice.
 
 pub mod file;
+pub mod gateway;
 pub mod topics;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::gateway::GatewayConfig;
 use crate::config::topics::Declaration;
 use crate::outbox::template::TopicTemplate;
 use crate::postgres::url::PostgresUrl;
@@ -21,6 +23,8 @@ pub struct Config {
     pub elasticsearch: ElasticsearchConfig,
     pub translate: TranslateConfig,
     pub http: HttpConfig,
+    /// None: nobody writes or reads through us.
+    pub gateway: Option<GatewayConfig>,
     pub log: LogConfig,
 }
 
@@ -189,6 +193,11 @@ impl KafkaConfig {
     /// The compacted topic that holds our progress records.
     pub fn progress_topic(&self) -> String {
         format!("{}.onelog.progress", self.topic_prefix)
+    }
+
+    /// Where gateways and translators tell each other what became of commands and documents.
+    pub fn feedback_topic(&self) -> String {
+        format!("{}.onelog.feedback", self.topic_prefix)
     }
 
     /// Where records and documents go that can't be handled, with the reason in headers.

@@ -4,14 +4,16 @@
 //! Postgres ──WAL──> capture ──> Kafka (the log) ──> translate ──> Elasticsearch
 //!                                                   │      ^
 //!                                                   └─SQL──┘ for the affected keys, on Postgres
+//! browsers ──commands──> gateway ──> Kafka ──> robots ──SQL──> Postgres; gateway ──documents──> browsers
 //! ```
 //!
 //! # Reading order
 //! Values, which everything else speaks of: [`lsn`], [`relation`], [`change`], [`snapshot`],
 //! [`document`], [`mapping`], [`mistake`], [`json`], [`outbox`]. Then the path of a change: [`postgres`]
 //! reads the WAL, [`kafka`] publishes and consumes, [`mapping`] finds the keys that a change
-//! touches, [`document`] reads them again, [`elasticsearch`] writes them. [`supervisor`] wires the
-//! stages; [`cli`] has the commands.
+//! touches, [`document`] reads them again, [`elasticsearch`] writes them. [`gateway`] is where
+//! browsers write commands and read documents. [`supervisor`] wires the stages; [`cli`] has the
+//! commands.
 //!
 //! # Invariants
 //! - Imports point downwards: cli -> supervisor -> stages -> rules -> values (`tests/tidy.rs`).
@@ -29,6 +31,7 @@ pub mod config;
 pub mod copies;
 pub mod document;
 pub mod elasticsearch;
+pub mod gateway;
 pub mod health;
 pub mod http;
 pub mod json;

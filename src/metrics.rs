@@ -197,6 +197,16 @@ metrics! {
     collections_orphaned: IntGauge [],
     /// Restarts of a stage after an error, by stage.
     stage_restarts_total: IntCounterVec ["stage"],
+
+    /// Requests to the gateway, by route and status.
+    gateway_requests_total: IntCounterVec ["route", "status"],
+    /// From a request's head to its answer's, in the gateway. Feedback is answered for ever: only
+    /// its beginning counts.
+    gateway_request_seconds: Histogram [],
+    /// Open connections to the gateway.
+    gateway_connections: IntGauge [],
+    /// Connections that were closed at once because there were too many.
+    gateway_connections_refused_total: IntCounter [],
 }
 
 impl Metrics {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::{capture, http, translate};
+use crate::{capture, gateway, http, translate};
 
 /// How long the roles may drain after shutdown was asked for: Kafka's delivery timeout and a bulk
 /// request's fit in, and it is within the 30 s that Kubernetes and systemd grant by default.
@@ -25,6 +25,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(25);
 pub struct Roles {
     pub capture: bool,
     pub translate: bool,
+    pub gateway: bool,
 }
 
 /// Why the daemon ended by itself.
@@ -70,6 +71,16 @@ pub async fn run(
             shutdown.child_token(),
         );
         tasks.spawn(async move { ("capture", role.await.map_err(Into::into)) });
+    }
+    if let (true, Some(section)) = (roles.gateway, config.gateway.clone()) {
+        health.expect("gateway");
+        let role = gateway::run_gateway(
+            (Arc::new(config.clone()), section),
+            metrics.clone(),
+            health.clone(),
+            shutdown.child_token(),
+        );
+        tasks.spawn(async move { ("gateway", role.await.map_err(Into::into)) });
     }
     if roles.translate {
         health.expect("translate");

@@ -83,6 +83,7 @@ fn config(test: &str) -> Config {
             lock_timeout: LIMIT,
         },
         http: HttpConfig { listen: "127.0.0.1:0".parse().unwrap() },
+        gateway: None,
         log: LogConfig { level: "info".to_owned(), format: LogFormat::Text },
     }
 }

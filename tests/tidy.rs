@@ -96,8 +96,21 @@ const FORBIDDEN_IMPORTS: &[(&str, &[&str])] = &[
     ("document", &["kafka", "elasticsearch", "translate", "capture", "supervisor", "cli"]),
     ("elasticsearch", &["kafka", "postgres", "translate", "capture", "supervisor", "cli"]),
     ("capture", &["elasticsearch", "document", "mapping", "translate", "supervisor", "cli"]),
-    ("translate", &["capture", "supervisor", "cli"]),
-    ("http", &["kafka", "elasticsearch", "postgres", "translate", "capture", "supervisor", "cli"]),
+    ("translate", &["capture", "gateway", "supervisor", "cli"]),
+    ("gateway", &["capture", "translate", "supervisor", "cli", "document::read"]),
+    (
+        "http",
+        &[
+            "kafka",
+            "elasticsearch",
+            "postgres",
+            "translate",
+            "capture",
+            "gateway",
+            "supervisor",
+            "cli",
+        ],
+    ),
     ("supervisor", &["cli"]),
 ];
 

@@ -12,7 +12,14 @@ use crate::supervisor::{self, Roles};
 /// Runs until SIGTERM or SIGINT, which drain, or until a role halts.
 pub async fn run(config: Config, only: &[Role]) -> Result<u8, CommandError> {
     let wanted = |role| only.is_empty() || only.contains(&role);
-    let roles = Roles { capture: wanted(Role::Capture), translate: wanted(Role::Translate) };
+    if config.gateway.is_none() && only.contains(&Role::Gateway) {
+        return Err(CommandError::NoGateway);
+    }
+    let roles = Roles {
+        capture: wanted(Role::Capture),
+        translate: wanted(Role::Translate),
+        gateway: config.gateway.is_some() && wanted(Role::Gateway),
+    };
     let shutdown = CancellationToken::new();
     // One waiting request is enough: a reload reads everything.
     let (reload, reload_requests) = mpsc::channel(1);

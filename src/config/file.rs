@@ -8,6 +8,7 @@
 //! can't hold one.
 
 pub mod checks;
+mod gateway;
 mod outbox;
 #[cfg(test)]
 mod tests;
@@ -77,6 +78,7 @@ pub fn parse(
     let copy = copy(&source, top.take_table("copy"));
     let prefix = kafka.as_ref().map_or("app", |it| &it.topic_prefix);
     let outbox = outbox::outbox(&source, top.take_table("outbox"), prefix);
+    let gateway = gateway::gateway(&source, &mut top, folder, prefix);
     let ground = topics::Ground {
         topic_prefix: prefix,
         min_compaction_lag: kafka.as_ref().map_or(Duration::ZERO, |it| it.min_compaction_lag),
@@ -100,6 +102,7 @@ pub fn parse(
         elasticsearch: elasticsearch.expect(kept),
         translate,
         http,
+        gateway,
         log,
     })
 }

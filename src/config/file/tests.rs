@@ -18,7 +18,7 @@ url = "http://localhost:9200"
 const EXAMPLE: &str = include_str!("../../../config.example.toml");
 
 /// Every key of the config, section by section.
-const KEYS: [(&str, &[&str]); 7] = [
+const KEYS: [(&str, &[&str]); 8] = [
     (
         "postgres",
         &[
@@ -97,6 +97,30 @@ const KEYS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("http", &["listen"]),
+    (
+        "gateway",
+        &[
+            "listen",
+            "anonymous",
+            "api_keys",
+            "commands",
+            "allowed_origins",
+            "trusted_proxies",
+            "collections",
+            "response_topics",
+            "body_bytes_max",
+            "command_timeout",
+            "wait_max",
+            "rate_limit",
+            "rate_burst",
+            "connections_max",
+            "subscribers_max",
+            "feedback_retention",
+            "feedback_window",
+            "feedback_window_records",
+            "page",
+        ],
+    ),
     ("log", &["level", "format"]),
 ];
 
@@ -153,7 +177,10 @@ fn the_example_file_has_every_key_with_its_default() {
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some((name, _)) = line.strip_prefix('[').and_then(|it| it.split_once(']')) {
-            section = name;
+            section = name.trim_start_matches('[');
+            if let Some((section, key)) = section.split_once('.') {
+                found.insert((section, key));
+            }
         } else if let Some((key, _)) = line.split_once(" = ") {
             found.insert((section, key.trim()));
         }

@@ -1,0 +1,60 @@
+//! `[gateway]` as relied on: what browsers and API clients may ask for, and how much of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatewayConfig {
+    /// Another address than `[http]`'s: what operators see is none of the browsers' business.
+    pub listen: SocketAddr,
+    /// Whether who says nothing about themselves may do everything.
+    pub anonymous: bool,
+    pub api_keys: Vec<ApiKey>,
+    /// Origins whose pages may speak to the gateway: `https://app.example.com`, or `*`.
+    pub allowed_origins: Vec<String>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
+    pub commands: Vec<CommandTopic>,
+    /// Globs of the collections that may be read.
+    pub collections: Vec<String>,
+    /// Topics with the answers of robots, which become feedback.
+    pub response_topics: Vec<String>,
+    pub body_bytes_max: usize,
+    /// Longest that a command waits for Kafka; then the client is told to try again.
+    pub command_timeout: Duration,
+    /// Longest that a client may wait for a document.
+    pub wait_max: Duration,
+    /// Requests a second of one client, and how many it may have saved up.
+    pub rate_limit: u32,
+    pub rate_burst: u32,
+    pub connections_max: usize,
+    pub subscribers_max: usize,
+    /// How long the topic of feedback keeps it.
+    pub feedback_retention: Duration,
+    /// How much of it each gateway has at hand.
+    pub feedback_window: Duration,
+    pub feedback_window_records: usize,
+    /// A folder whose files are served to browsers besides.
+    pub page: Option<PathBuf>,
+}
+
+/// Who may come in with a key. The key itself is nowhere: only its hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// As logs and the header `principal` of commands have it.
+    pub name: String,
+    pub sha256: [u8; 32],
+    /// Globs of topics.
+    pub commands: Vec<String>,
+    /// Globs of collections, within those of the gateway.
+    pub collections: Vec<String>,
+}
+
+/// A topic that takes commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandTopic {
+    pub topic: String,
+    /// Where the documents appear that its commands make: for the links of the answer.
+    pub collections: Vec<String>,
+}
