@@ -42,6 +42,8 @@ pub enum GatewayError {
 
 /// What every request may use.
 pub struct Gateway {
+    /// The whole file: brokers, Elasticsearch, mappings.
+    pub daemon: Arc<Config>,
     pub config: GatewayConfig,
     pub doorkeeper: Doorkeeper,
     pub limits: Limits,
@@ -63,9 +65,9 @@ pub async fn run_gateway(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| GatewayError::Listen { address, source })?;
-    let _as_a_whole = config;
     let connections_max = gateway.connections_max;
     let gateway = Arc::new(Gateway {
+        daemon: config,
         doorkeeper: Doorkeeper::new(&gateway),
         limits: Limits::new(&gateway),
         metrics: metrics.clone(),
