@@ -115,6 +115,28 @@ async fn a_config_that_is_missing_or_misspelled_is_said_with_its_place() {
     assert_eq!(good.code, Some(0), "{}", good.text);
 }
 
+#[tokio::test]
+async fn check_says_who_may_come_in_at_the_gateway_and_where_links_lead_to_nothing() {
+    let world = shop("gateway_check", "public.shop").await;
+    let command =
+        "[[gateway.commands]]\ntopic = \"commands.shop\"\ncollections = [\"shop_page\"]\n";
+    let cases: [(&str, i32, &str); 4] = [
+        ("[gateway]\n", 1, "nobody may come in"),
+        ("[gateway]\nanonymous = true\n", 0, "gateway, to listen on 127.0.0.1:8081"),
+        ("[gateway]\nanonymous = true\nlisten = \"0.0.0.0:1\"\n", 0, "whoever reaches it"),
+        ("[gateway]\nanonymous = true\ncollections = [\"other\"]\n", 0, "no mapping file fills"),
+    ];
+    for (section, code, words) in cases {
+        let config = config_with(&world, "[http]", &format!("{section}{command}[http]"));
+        let said = onelog(&["check", "--offline", "--config", &config]).await;
+        assert_eq!(said.code, Some(code), "{section}: {}", said.text);
+        assert!(said.text.contains(words), "{section}: {}", said.text);
+    }
+    onelog(&["run", "--only", "gateway", "--config", path(&world.config)])
+        .await
+        .fails_with(&["--only gateway needs a section [gateway]"]);
+}
+
 /// A copy of the world's config whose servers are nowhere, with secrets.
 fn nowhere(world: &World) -> String {
     let text = std::fs::read_to_string(&world.config).expect("the config");

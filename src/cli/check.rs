@@ -3,6 +3,7 @@
 
 mod failover;
 pub mod files;
+mod gateway;
 pub mod indices;
 pub mod mappings;
 mod outbox;
@@ -78,6 +79,9 @@ pub async fn check(path: &Path, scope: Scope<'_>, out: &mut dyn Write) -> Result
                 [] => files::folder(&config, &mut findings)?,
                 some => files::some(&config, some, &mut findings)?,
             };
+            if scope.files.is_empty() {
+                gateway::check(&config, &collections, &mut findings)?;
+            }
             match (scope.offline, scope.files) {
                 (true, _) => {}
                 (false, []) => whole(&config, &collections, &mut findings).await?,

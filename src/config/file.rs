@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::topics::Kind;
 use crate::config::{
     BudgetAction, Config, CopyConfig, CopyMode, Credentials, Delivery, ElasticsearchConfig,
     HttpConfig, KafkaConfig, LogConfig, LogFormat, PostgresConfig, TransactionConfig,
@@ -86,6 +87,12 @@ pub fn parse(
     let declared = topics::topics(&source, top.take_tables("topics"), &ground);
     if let Some(kafka) = &mut kafka {
         kafka.topics = declared;
+        for command in gateway.iter().flat_map(|it| &it.commands) {
+            kafka.declare(&command.topic, Kind::Command);
+        }
+        for topic in gateway.iter().flat_map(|it| &it.response_topics) {
+            kafka.declare(topic, Kind::Response);
+        }
     }
     let elasticsearch = elasticsearch(&source, top.take_table("elasticsearch"), folder);
     let translate = translate(&source, top.take_table("translate"), folder);

@@ -110,6 +110,22 @@ pub enum Format {
 }
 
 impl Declaration {
+    /// Of one topic, as its kind has it.
+    pub fn of_kind(name: &str, kind: Kind) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            cleanup_policy: None,
+            min_compaction_lag: None,
+            retention: None,
+            partitions: None,
+            replication_factor: None,
+            extract: None,
+            format: Format::Json,
+            cloudevents: false,
+        }
+    }
+
     /// It names one topic, which is made whether or not anybody writes to it.
     pub fn is_exact(&self) -> bool {
         !self.name.contains(['*', '?'])
@@ -184,6 +200,16 @@ impl TopicSettings {
 }
 
 impl KafkaConfig {
+    /// Has a topic made that somebody speaks of elsewhere: as it is declared, else as `kind` has it.
+    pub fn declare(&mut self, topic: &str, kind: Kind) {
+        let declared = match self.declaration(topic) {
+            Some(it) if it.is_exact() => return,
+            Some(pattern) => Declaration { name: topic.to_owned(), ..pattern.clone() },
+            None => Declaration::of_kind(topic, kind),
+        };
+        self.topics.push(declared);
+    }
+
     /// What is said of a topic that events or anybody else's records go to.
     pub fn declaration(&self, topic: &str) -> Option<&Declaration> {
         self.topics.iter().find(|it| it.has(topic))

@@ -199,6 +199,7 @@ fn origin(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use crate::config::file::parse;
+    use crate::config::topics::Kind;
 
     const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
@@ -226,6 +227,18 @@ mod tests {
             (&*keys[0].commands, &*keys[0].collections),
             (&["*".into()][..], &["*".into()][..])
         );
+    }
+
+    #[test]
+    fn the_topics_it_speaks_of_are_made_as_declared_or_by_their_kind() {
+        let text = "[gateway]\n[[gateway.commands]]\ntopic = \"commands.a\"\n\
+                    [[gateway.commands]]\ntopic = \"other\"\n\
+                    [[topics]]\nname = \"commands.*\"\nkind = \"event\"\n";
+        let kafka = read(text).unwrap().kafka;
+        let made = |topic: &str| kafka.topics.iter().find(|it| it.name == topic).unwrap().kind;
+        assert_eq!(made("commands.a"), Kind::Event);
+        assert_eq!(made("other"), Kind::Command);
+        assert_eq!(made("outbox.event.response"), Kind::Response);
     }
 
     #[test]
