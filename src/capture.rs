@@ -15,6 +15,7 @@
 mod copies;
 pub mod declared;
 mod error;
+mod hops;
 mod prepare;
 mod slot_watch;
 
@@ -89,6 +90,8 @@ pub async fn run_capture(
     // Beside the sessions: WAL grows most while none can start.
     let mut watching = JoinSet::new();
     watching.spawn(slot_watch::run_slot_watch(config.postgres.clone(), metrics.clone()));
+    let mut telling = JoinSet::new();
+    telling.spawn(hops::run_hops(Arc::clone(&config), metrics.clone(), shutdown.clone()));
     let mut backoff = BACKOFF_MIN;
     let mut settled = false;
     while !shutdown.is_cancelled() {
@@ -130,6 +133,8 @@ pub async fn run_capture(
         }
         backoff = BACKOFF_MAX.min(backoff * 2);
     }
+    // It ends by the same shutdown, with a word of goodbye.
+    while telling.join_next().await.is_some() {}
     Ok(())
 }
 

@@ -6,10 +6,13 @@
 //!
 //! **Invariant:** `202 Accepted` is said only of a command that Kafka has acknowledged.
 
+pub mod backplane;
 pub mod limits;
 pub mod listener;
 pub mod principal;
 pub mod problem;
+pub mod subscribers;
+pub mod window;
 
 use std::sync::Arc;
 
@@ -17,11 +20,14 @@ use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
+use crate::gateway::backplane::{Backplane, BackplaneError, run_backplane};
 use crate::gateway::limits::Limits;
 use crate::gateway::principal::Doorkeeper;
 use crate::health::Health;
@@ -38,6 +44,10 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
+    #[error("the gateways' backplane cannot be used")]
+    Backplane(#[from] BackplaneError),
+    #[error("a part of the gateway panicked; this is a defect of onelog")]
+    Panicked(#[from] JoinError),
 }
 
 /// What every request may use.
@@ -47,6 +57,7 @@ pub struct Gateway {
     pub config: GatewayConfig,
     pub doorkeeper: Doorkeeper,
     pub limits: Limits,
+    pub backplane: Arc<Backplane>,
     pub metrics: Metrics,
 }
 
@@ -66,19 +77,67 @@ pub async fn run_gateway(
         .await
         .map_err(|source| GatewayError::Listen { address, source })?;
     let connections_max = gateway.connections_max;
+    let parts = (&config.kafka, &gateway);
+    let backplane = Backplane::new(parts, metrics.clone()).map_err(BackplaneError::from)?;
+    let backplane = Arc::new(backplane);
+    let mut stages = JoinSet::new();
+    let (ready, is_ready) = watch::channel(false);
+    stages.spawn(run_backplane(
+        Arc::clone(&backplane),
+        (config.kafka.clone(), gateway.clone()),
+        ready,
+        shutdown.clone(),
+    ));
     let gateway = Arc::new(Gateway {
         daemon: config,
         doorkeeper: Doorkeeper::new(&gateway),
         limits: Limits::new(&gateway),
+        backplane,
         metrics: metrics.clone(),
         config: gateway,
     });
     let router = router(gateway);
     let listening = listener.local_addr().unwrap_or(address);
     tracing::info!(address = %listening, "serving commands, documents and feedback");
-    health.ready(ROLE);
-    listener::serve(listener, router, (connections_max, metrics), shutdown).await;
-    Ok(())
+    let serving = listener::serve(listener, router, (connections_max, metrics), shutdown);
+    tokio::select! {
+        biased;
+
+        // 1. A stage has failed for good: a person must cure it.
+        Some(ended) = failed(&mut stages) => ended,
+        // 2. For load balancers and those who start us: whether feedback can be relied on.
+        () = tell_health(health, is_ready) => Ok(()),
+        // 3. The end that was asked for.
+        () = serving => Ok(()),
+    }
+}
+
+/// The first stage that did not end by itself as it should.
+async fn failed(
+    stages: &mut JoinSet<Result<(), BackplaneError>>,
+) -> Option<Result<(), GatewayError>> {
+    while let Some(ended) = stages.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Some(Err(error.into())),
+            Err(panicked) => return Some(Err(panicked.into())),
+        }
+    }
+    None
+}
+
+/// Tells for ever.
+async fn tell_health(health: Health, mut is_ready: watch::Receiver<bool>) {
+    loop {
+        match *is_ready.borrow_and_update() {
+            true => health.ready(ROLE),
+            false => health.waits(ROLE, "Kafka: the topic of feedback is not read yet"),
+        }
+        if is_ready.changed().await.is_err() {
+            // The stage has ended; what that means is told elsewhere.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Every route, behind what each request passes.

@@ -9,6 +9,8 @@ pub mod copy_record;
 pub mod delivery;
 pub mod envelope;
 pub mod extract;
+pub mod feedback;
+pub mod feedback_sender;
 pub mod merge;
 pub mod offsets;
 pub mod outbox;

@@ -203,6 +203,14 @@ metrics! {
     /// From a request's head to its answer's, in the gateway. Feedback is answered for ever: only
     /// its beginning counts.
     gateway_request_seconds: Histogram [],
+    /// Records for the backplane, by outcome: sent, failed, or dropped as the queue was full.
+    feedback_records_total: IntCounterVec ["outcome"],
+    /// Clients that listen to feedback.
+    gateway_subscribers: IntGauge [],
+    /// Clients that were let go because they read too slowly.
+    gateway_subscribers_dropped_total: IntCounter [],
+    /// Records of feedback that a gateway has at hand.
+    gateway_window_records: IntGauge [],
     /// Open connections to the gateway.
     gateway_connections: IntGauge [],
     /// Connections that were closed at once because there were too many.
@@ -218,6 +226,9 @@ impl Metrics {
         }
         for outcome in ["committed", "aborted"] {
             self.kafka_transactions_total.with_label_values(&[outcome]);
+        }
+        for outcome in ["sent", "failed", "dropped"] {
+            self.feedback_records_total.with_label_values(&[outcome]);
         }
         for reason in ["document", "record", "outbox", "change"] {
             self.dead_letters_total.with_label_values(&[reason]);

@@ -22,6 +22,7 @@ pub mod intake;
 pub mod load;
 pub mod lookup;
 pub mod lookups;
+pub mod news;
 pub mod place;
 pub mod publish;
 pub mod readers;
@@ -47,6 +48,7 @@ use crate::document::read::{ReadError, ReadLimits};
 use crate::elasticsearch::client::{Distribution, ElasticError, Elasticsearch};
 use crate::health::Health;
 use crate::kafka::consumer::{Log, LogError};
+use crate::kafka::feedback_sender::{FeedbackError, FeedbackSender};
 use crate::kafka::progress_record::ProgressReadError;
 use crate::kafka::side::SideError;
 use crate::kafka::side::SideProducer;
@@ -104,6 +106,8 @@ pub struct Tools {
     pub log: Weak<Log>,
     /// What sweeps pace themselves by.
     pub load: LoadMeter,
+    /// To the gateways, if there are any.
+    pub feedback: Option<FeedbackSender>,
     /// Keys that one round of refreshes takes: more that wait are a queue.
     pub refresh_round_keys: usize,
 }
@@ -138,6 +142,8 @@ pub enum TranslateError {
     Publication(#[from] PublicationError),
     #[error("the producer of dead letters cannot be made")]
     Side(#[from] SideError),
+    #[error("what gateways are told cannot be sent")]
+    Feedback(#[from] FeedbackError),
     #[error("Postgres does not let us resolve the mappings")]
     Connect(#[from] ConnectError),
     #[error("Elasticsearch does not serve")]
@@ -177,6 +183,7 @@ impl TranslateError {
             Self::Resolve(error) => retry(error.is_transient()),
             Self::Progress(error) => retry(error.is_transient()),
             Self::Topic(error) => retry(error.is_transient()),
+            Self::Feedback(error) => retry(error.is_transient()),
             Self::Publication(error) => retry(error.is_transient()),
             Self::Elastic(error) => retry(error.is_transient()),
         }

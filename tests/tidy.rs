@@ -52,6 +52,8 @@ const PURE: &[&str] = &[
     "kafka/envelope/",
     "kafka/cloud_events.rs",
     "kafka/extract.rs",
+    "kafka/feedback.rs",
+    "gateway/window.rs",
     "kafka/record.rs",
     "kafka/offsets.rs",
     "kafka/copy_record.rs",

@@ -272,6 +272,20 @@ impl Pending {
         self.close_all(taken.tickets)
     }
 
+    /// The tickets of what a key in flight was taken for, ascending.
+    pub fn tickets_in_flight(
+        &self,
+        build: BuildId,
+        key: &DocumentKey,
+    ) -> impl DoubleEndedIterator<Item = u64> {
+        let waiting = self.collections.get(&build).and_then(|it| it.keys.get(key));
+        let taken = waiting.and_then(|it| match &it.place {
+            Place::InFlight { taken, .. } => Some(&taken.tickets),
+            Place::Ready | Place::Parked => None,
+        });
+        taken.into_iter().flatten().copied()
+    }
+
     /// The read did not serve: the key is to be read again once `until` has passed, for what it
     /// was taken for and what was demanded since.
     pub fn park(&mut self, build: BuildId, key: &DocumentKey, until: Instant) {

@@ -21,6 +21,7 @@ pub const HEADER_LSN: &str = "source-lsn";
 pub const HEADER_TXID: &str = "source-txid";
 pub const HEADER_TIMELINE: &str = "source-timeline";
 pub const HEADER_SYSTEM: &str = "source-system";
+pub const HEADER_CORRELATION: &str = "correlation-id";
 /// Of an update whose images do not show all that changed.
 pub const HEADER_UNSEEN: &str = crate::kafka::envelope::UNSEEN_HEADER;
 
@@ -54,6 +55,8 @@ pub struct ChangeRecord<'a> {
     pub lsn: Lsn,
     /// When the transaction committed, in microseconds since the Unix epoch.
     pub commit_us: i64,
+    /// What the transaction says that it belongs to.
+    pub correlation_id: Option<Cow<'a, str>>,
 }
 
 /// A row image: columns in order.
@@ -162,6 +165,7 @@ pub fn parse<'a>(
         },
         system_id: number(HEADER_SYSTEM, headers.system)?,
         lsn: header(HEADER_LSN, headers.lsn, "an LSN such as 16/B374D848")?,
+        correlation_id: headers.correlation.map(String::from_utf8_lossy),
     }))
 }
 
@@ -173,6 +177,7 @@ struct Headers<'a> {
     timeline: Option<&'a [u8]>,
     system: Option<&'a [u8]>,
     unseen: Option<&'a [u8]>,
+    correlation: Option<&'a [u8]>,
 }
 
 impl<'a> Headers<'a> {
@@ -185,6 +190,7 @@ impl<'a> Headers<'a> {
                 HEADER_TIMELINE => &mut headers.timeline,
                 HEADER_SYSTEM => &mut headers.system,
                 HEADER_UNSEEN => &mut headers.unseen,
+                HEADER_CORRELATION => &mut headers.correlation,
                 _ => continue,
             };
             if place.is_none() {

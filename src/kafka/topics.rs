@@ -26,6 +26,9 @@ const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Small, so that compaction (which leaves the active segment alone) keeps the topic short.
 const PROGRESS_SEGMENT: Duration = Duration::from_secs(600);
 
+/// A sixth of an hour, for which feedback is kept.
+const FEEDBACK_SEGMENT: Duration = Duration::from_secs(600);
+
 /// Topics seen to at a time, however many there are: the answer with the settings of each has some
 /// 3 KB, and a controller takes no more than 10,000 partitions in one request.
 const TOPICS_AT_ONCE: usize = 200;
@@ -39,6 +42,8 @@ pub enum TopicKind {
     Progress,
     /// What could not be handled.
     DeadLetter,
+    /// What gateways and translators tell each other. Always one partition.
+    Feedback { retention: Duration },
 }
 
 impl TopicKind {
@@ -49,6 +54,14 @@ impl TopicKind {
             Self::Progress => vec![
                 ("cleanup.policy", "compact".to_owned()),
                 ("segment.ms", PROGRESS_SEGMENT.as_millis().to_string()),
+            ],
+            // The log's time, as windows and retention go by it; small segments, as only whole ones
+            // are deleted.
+            Self::Feedback { retention } => vec![
+                ("cleanup.policy", "delete".to_owned()),
+                ("retention.ms", retention.as_millis().to_string()),
+                ("segment.ms", FEEDBACK_SEGMENT.as_millis().to_string()),
+                ("message.timestamp.type", "LogAppendTime".to_owned()),
             ],
             Self::DeadLetter => vec![
                 ("cleanup.policy", "delete".to_owned()),
@@ -82,6 +95,12 @@ impl WantedTopic {
             own(config.progress_topic(), TopicKind::Progress),
             own(config.dead_letter_topic(), TopicKind::DeadLetter),
         ]
+    }
+
+    /// The gateways' backplane.
+    pub fn of_feedback(config: &KafkaConfig, retention: Duration) -> Self {
+        let kind = TopicKind::Feedback { retention };
+        Self::new(config, config.feedback_topic(), (kind, 1), None)
     }
 
     /// The topic of a table, with or without a key.
@@ -422,72 +441,4 @@ fn drift(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::topics::{CleanupPolicy, Retention};
-
-    fn topic(policy: CleanupPolicy, declared: bool) -> WantedTopic {
-        WantedTopic {
-            name: "app.public.t".to_owned(),
-            kind: TopicKind::Declared(TopicSettings {
-                policy,
-                min_compaction_lag: Duration::from_secs(7),
-                retention: Retention::For(Duration::from_secs(9)),
-                append_time: policy == CleanupPolicy::Compact,
-            }),
-            partitions: 3,
-            replication_factor: 2,
-            partitions_declared: declared,
-            replication_declared: declared,
-        }
-    }
-
-    #[test]
-    fn a_drift_names_every_difference_and_its_cure() {
-        let there = Found { partitions: 1, replicas: 1 };
-        let lag = ("min.compaction.lag.ms", Some("7000"));
-        let time = ("message.timestamp.type", Some("LogAppendTime"));
-        let compact = ("cleanup.policy", Some("compact"));
-        let entity = topic(CleanupPolicy::Compact, false);
-        assert_eq!(drift("b:1", &entity, (&there, &[lag, time, compact])), None);
-        let few = [lag, time, compact, ("max.message.bytes", Some("9000"))];
-        let small = drift("b:1", &entity, (&there, &few)).unwrap();
-        assert!(small.contains("is 9000, too small") && small.contains("bytes=1048588"), "{small}");
-
-        let settings = [lag, ("cleanup.policy", Some("delete"))];
-        let warning = drift("b:1", &entity, (&there, &settings)).unwrap();
-        assert_eq!(
-            warning,
-            "topic app.public.t: cleanup.policy is \"delete\", not \"compact\", \
-             message.timestamp.type is \"\", not \"LogAppendTime\"; cure: kafka-configs.sh \
-             --bootstrap-server b:1 --alter --entity-type topics --entity-name app.public.t \
-             --add-config cleanup.policy=compact,message.timestamp.type=LogAppendTime"
-        );
-    }
-
-    #[test]
-    fn a_list_has_no_order_and_what_is_declared_is_held_against_what_is_there() {
-        let there = Found { partitions: 1, replicas: 1 };
-        let both = topic(CleanupPolicy::CompactDelete, true);
-        let settings = |policy| {
-            [
-                ("cleanup.policy", Some(policy)),
-                ("min.compaction.lag.ms", Some("7000")),
-                ("retention.ms", Some("9000")),
-                ("retention.bytes", Some("-1")),
-            ]
-        };
-        let warning = drift("b:1", &both, (&there, &settings("delete"))).unwrap();
-        assert!(warning.contains("--add-config cleanup.policy=[compact,delete];"), "{warning}");
-        let warning = drift("b:1", &both, (&there, &settings("delete,compact"))).unwrap();
-        assert_eq!(
-            warning,
-            "topic app.public.t: it has 1 partitions, not 3, it has 1 replicas, not 2; cure: declare \
-             partitions = 1, as the order of a key's records rests on the number, or delete the \
-             topic if nobody needs what is in it; kafka-reassign-partitions.sh --bootstrap-server \
-             b:1, with 2 replicas for each partition of app.public.t"
-        );
-        let fine = Found { partitions: 3, replicas: 2 };
-        assert_eq!(drift("b:1", &both, (&fine, &settings("delete,compact"))), None);
-    }
-}
+mod tests;

@@ -147,6 +147,11 @@ impl Builds {
         self.served.values().any(|it| it.serving && it.build.plan.name == build.plan.name)
     }
 
+    /// Whether the alias leads to this build's index.
+    pub fn is_serving(&self, id: BuildId) -> bool {
+        self.served.get(&id).is_some_and(|it| it.serving)
+    }
+
     /// Whether the mappings have been loaded once in this session.
     pub fn is_loaded(&self) -> bool {
         self.loaded_once

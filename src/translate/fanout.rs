@@ -370,6 +370,7 @@ impl Stage {
         self.refreshing -= 1;
         self.paces.ended(how.lane);
         let (now, build) = (Instant::now(), report.build);
+        report.written.iter().for_each(|it| self.tell_written(build, it));
         let known = self.builds.get(build).is_some();
         self.count_outdated(build, report.trouble.as_ref());
         if known {

@@ -9,6 +9,7 @@ use crate::kafka::offsets;
 use crate::kafka::record::{self, ChangeRecord, RecordError};
 use crate::kafka::side::BadRecord;
 use crate::translate::lookups::Wanted;
+use crate::translate::news::Provenance;
 use crate::translate::stage::{Done, Origin, Stage};
 
 /// What a message asks for, with nothing borrowed from it.
@@ -26,6 +27,8 @@ pub struct Touching {
     pub commit_us: i64,
     /// False: the record is of another cluster, whose transaction ids mean nothing here.
     pub same_system: bool,
+    /// For the gateways; None: there are none.
+    pub provenance: Option<Box<Provenance>>,
 }
 
 pub struct OwnedRecord {
@@ -44,7 +47,7 @@ impl Stage {
         let place = self.offsets.received(&partition, offset);
         let taken = match parse(message) {
             Ok(None) => Taken::Nothing,
-            Ok(Some(record)) => Taken::Change(Box::new(self.touching(message.topic(), &record))),
+            Ok(Some(record)) => Taken::Change(Box::new(self.touching(message, &record))),
             Err(error) => Taken::Bad(Box::new(OwnedRecord {
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
@@ -60,22 +63,29 @@ impl Stage {
         }
     }
 
-    fn touching(&self, topic: &str, record: &ChangeRecord<'_>) -> Touching {
+    fn touching(&self, message: &BorrowedMessage<'_>, record: &ChangeRecord<'_>) -> Touching {
+        let same_system = record.system_id == self.tools.identity.system_id;
+        let provenance = self.tools.feedback.as_ref().map(|_| {
+            Box::new(Provenance::of(record, same_system, message.timestamp().to_millis()))
+        });
         Touching {
-            touched: self.router.touched(topic, record),
+            touched: self.router.touched(message.topic(), record),
             cause: record.cause,
             commit_us: record.commit_us,
-            same_system: record.system_id == self.tools.identity.system_id,
+            same_system,
+            provenance,
         }
     }
 
     fn demand(&mut self, place: offsets::Ticket, touching: Touching) {
         let touched = touching.touched;
+        self.telling.taken_us = Some(touching.commit_us);
         if touched.keys.is_empty() && touched.lookups.is_empty() && touched.sweeps.is_empty() {
             self.offsets.done(place);
             return;
         }
-        let ticket = self.open_ticket(Origin::Record { place, commit_us: touching.commit_us });
+        let Touching { commit_us, provenance, .. } = touching;
+        let ticket = self.open_ticket(Origin::Record { place, commit_us, provenance });
         let cause = touching.same_system.then_some(touching.cause);
         for (build, key) in touched.keys {
             self.count_affected(build, 1);

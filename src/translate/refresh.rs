@@ -17,6 +17,7 @@ use crate::document::read::{Read, ReadError};
 use crate::document::{Document, DocumentKey, DocumentVersion};
 use crate::elasticsearch::bulk::{Done, Outcome, Write};
 use crate::snapshot::{Cause, Gate, gate};
+use crate::translate::news::{self, Seen, Written};
 use crate::translate::{Build, Tools};
 
 /// A document that was read longer ago is read again instead of written: within this time plus
@@ -63,6 +64,15 @@ pub struct Report {
     /// Keys that were not asked for but came (A8), and could not be written.
     pub besides: Vec<DocumentKey>,
     pub trouble: Option<Trouble>,
+    /// For the gateways, if there are any: documents that are in the index now.
+    pub written: Vec<Written>,
+}
+
+impl Report {
+    pub fn new(build: BuildId) -> Self {
+        let (keys, besides, written) = (Vec::new(), Vec::new(), Vec::new());
+        Self { build, keys, besides, trouble: None, written }
+    }
 }
 
 /// What a batch is read for.
@@ -95,12 +105,7 @@ pub async fn refresh(
     how: How,
 ) -> Refreshed {
     let asked: HashSet<DocumentKey> = batch.iter().map(|it| it.key.clone()).collect();
-    let report = Report {
-        build: build.id,
-        keys: Vec::with_capacity(batch.len()),
-        besides: Vec::new(),
-        trouble: None,
-    };
+    let report = Report::new(build.id);
     let mut refreshed = Refreshed { how, asked: asked.len(), slow: false, report };
     let report = &mut refreshed.report;
     let mut batches = vec![batch];
@@ -147,6 +152,7 @@ pub async fn refresh(
     report.keys = keys;
     let unfinished = besides.into_iter().filter(|(_, end)| *end != KeyEnd::Finished);
     report.besides = unfinished.map(|(key, _)| key).collect();
+    report.written.retain(|it| asked.contains(&it.key));
     refreshed
 }
 
@@ -274,7 +280,12 @@ pub async fn write_documents(
     let (skipped, documents): (Vec<_>, Vec<_>) =
         versioned.documents.into_iter().partition(|it| busy.contains(&it.key));
     report.keys.extend(skipped.into_iter().map(|it| (it.key, KeyEnd::Busy)));
-    let keys: Vec<DocumentKey> = documents.iter().map(|it| it.key.clone()).collect();
+    let seen = tools
+        .feedback
+        .as_ref()
+        .map(|_| Arc::new(Seen::of(versioned.version, &versioned.read.stamp)));
+    let keys: Vec<(DocumentKey, bool)> =
+        documents.iter().map(|it| (it.key.clone(), it.body.is_none())).collect();
     let writes = documents
         .into_iter()
         .map(|it| Write {
@@ -289,7 +300,11 @@ pub async fn write_documents(
     let deadline = (read_at + READ_AGE_MAX).min(Instant::now() + WRITE_MAX);
     match tools.elastic.write_all(writes, deadline, &tools.metrics).await {
         Ok(outcomes) => {
-            for (key, outcome) in keys.into_iter().zip(outcomes) {
+            for ((key, deleted), outcome) in keys.into_iter().zip(outcomes) {
+                if let Some(seen) = seen.as_ref().filter(|_| news::is_there(&outcome)) {
+                    let (key, seen) = (key.clone(), Arc::clone(seen));
+                    report.written.push(Written { key, deleted, seen });
+                }
                 if versioned.live
                     && let Outcome::Done(Done::Created | Done::Deleted) = outcome
                 {
@@ -301,7 +316,7 @@ pub async fn write_documents(
         Err(error) => {
             report.trouble =
                 Some(Trouble::Outage(format!("Elasticsearch: {}", with_causes(&error))));
-            report.keys.extend(keys.into_iter().map(|key| (key, KeyEnd::Again)));
+            report.keys.extend(keys.into_iter().map(|(key, _)| (key, KeyEnd::Again)));
         }
     }
 }

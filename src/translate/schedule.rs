@@ -250,7 +250,7 @@ impl Stage {
     /// Nobody waits for the ticket any more.
     pub fn ended(&mut self, ticket: u64) {
         match self.tickets.remove(&ticket) {
-            Some(Origin::Record { place, commit_us }) => {
+            Some(Origin::Record { place, commit_us, .. }) => {
                 self.offsets.done(place);
                 self.tools.metrics.document_freshness_seconds.observe(age_seconds(commit_us));
             }

@@ -14,6 +14,7 @@ use crate::document::DocumentKey;
 use crate::document::pending::{BuildId, Pending};
 use crate::elasticsearch::client::{ElasticError, Elasticsearch};
 use crate::kafka::consumer::{Log, LogError, Partition};
+use crate::kafka::feedback_sender;
 use crate::kafka::offsets::{self, Offsets};
 use crate::kafka::side::SideProducer;
 use crate::mapping::watch;
@@ -23,13 +24,15 @@ use crate::translate::commits::{self, Commits};
 use crate::translate::fanout::Paces;
 use crate::translate::load::Loaded;
 use crate::translate::lookups::Lookups;
+use crate::translate::news::{Provenance, Telling};
 use crate::translate::readers::Readers;
 use crate::translate::refresh::Trouble;
 use crate::translate::route::Router;
 use crate::translate::sweep::Demanded;
 use crate::translate::sweep::pace::LoadMeter;
 use crate::translate::{
-    Context, Tools, TranslateError, epoch, fingerprint, lookup, read_limits, refresh, sweep, tend,
+    Context, Tools, TranslateError, epoch, fingerprint, lookup, news, read_limits, refresh, sweep,
+    tend,
 };
 
 /// Messages taken in before other things get their turn: a few milliseconds of work.
@@ -54,6 +57,7 @@ pub enum Origin {
         place: offsets::Ticket,
         /// Microseconds since the Unix epoch.
         commit_us: i64,
+        provenance: Option<Box<Provenance>>,
     },
     /// The tickets of the records whose images were looked up together.
     Lookup(Vec<u64>),
@@ -129,6 +133,7 @@ pub struct Stage {
     /// What has been said of aliases that are not as they should be, and of whom.
     pub said: BTreeSet<String>,
     pub orphaned: Vec<String>,
+    pub telling: Telling,
     /// Sweeps send keys here that a refresh must look at.
     pub demands: mpsc::Sender<Demanded>,
 }
@@ -141,7 +146,9 @@ async fn make_tools(
 ) -> Result<Tools, TranslateError> {
     let config = &context.config;
     let elastic = Elasticsearch::new(&config.elasticsearch)?;
+    let feedback = feedback_sender::of_role(config, context.metrics.clone()).await?;
     Ok(Tools {
+        feedback,
         readers,
         distribution: elastic.info().await?.distribution,
         elastic,
@@ -215,11 +222,13 @@ pub async fn run_session(
         blocked: None,
         said: BTreeSet::new(),
         orphaned: Vec::new(),
+        telling: Telling::default(),
         demands,
     };
     stage.load_catalog();
     let ended = stage.run(demanded, reload).await;
     stage.tasks.shutdown().await;
+    news::say_goodbye(&stage.tools, ended.is_ok()).await;
     let log = Arc::clone(&stage.log);
     drop(stage);
     Log::close(log).await;
@@ -399,6 +408,12 @@ impl Stage {
         self.tell_health();
     }
 
+    /// Whether we wait for somebody.
+    pub fn is_ill(&self) -> bool {
+        let outage = matches!(self.trouble, Some(Trouble::Outage(_)));
+        self.log_away || self.blocked.is_some() || outage
+    }
+
     /// For `/readyz`: what we wait for, the reason that explains the others first.
     pub fn tell_health(&self) {
         let health = &self.context.health;
@@ -428,6 +443,7 @@ impl Stage {
         metrics.translate_pending_keys.set(count(self.pending.len() + self.lookups.len()));
         metrics.translate_low_keys.set(count(self.pending.low()));
         metrics.translate_parked_keys.set(count(self.pending.parked() + self.lookups.parked()));
+        self.tell_hop(behind);
     }
 
     fn drained(&mut self) -> Result<(), TranslateError> {

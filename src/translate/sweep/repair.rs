@@ -5,6 +5,7 @@ use super::{Purpose, SweepError, Sweeper};
 use crate::document::build::Built;
 use crate::document::read::Read;
 use crate::document::{Document, DocumentKey, DocumentVersion};
+use crate::translate::news;
 use crate::translate::refresh::{KeyEnd, Report, Versioned, write_documents};
 
 fn count(it: usize) -> u64 {
@@ -32,10 +33,12 @@ impl Sweeper {
             repairs.inc_by(count(documents.len()));
         }
         let documents = documents.into_iter().map(|(document, _)| document).collect();
-        let mut report =
-            Report { build: self.build.id, keys: Vec::new(), besides: Vec::new(), trouble: None };
+        let mut report = Report::new(self.build.id);
         let versioned = Versioned { documents, version, read, live: false };
         write_documents(&self.tools, &self.build, versioned, &mut report).await;
+        if !self.order.publish {
+            news::tell_repaired(&self.tools, &self.build, &report.written);
+        }
         let left = report.keys.into_iter().filter(|(_, end)| *end != KeyEnd::Finished);
         demanded.extend(left.map(|(key, _)| key));
         // What an outage or another writer kept us from is a refresh's, which knows how to wait.
