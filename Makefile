@@ -12,7 +12,7 @@ demo: need-cargo ## the whole path with sample data until Ctrl-C; ARGS=--once en
 	deploy/demo $(ARGS)
 
 test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
-	$(STACK) install
+	$(STACK) install --browser
 	$(STACK) with --prefix test -- cargo test --locked $(ARGS)
 
 test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, against OpenSearch 3

@@ -9,6 +9,7 @@
 pub mod backplane;
 pub mod limits;
 pub mod listener;
+pub mod page;
 pub mod principal;
 pub mod problem;
 pub mod subscribers;
@@ -144,14 +145,18 @@ async fn tell_health(health: Health, mut is_ready: watch::Receiver<bool>) {
 fn router(gateway: Arc<Gateway>) -> Router {
     let guard = from_fn_with_state(Arc::clone(&gateway), limits::guard);
     let cors = cors(&gateway.config.allowed_origins);
+    let page = gateway.config.page.clone();
     // `/healthz` is for load balancers, which have no key.
-    Router::new()
+    let router = Router::new()
         .fallback(async || problem::not_found())
         .method_not_allowed_fallback(async || problem::wrong_method())
         .layer(guard)
-        .route("/healthz", axum::routing::get(|| async { "alive\n" }))
-        .layer(cors)
-        .with_state(gateway)
+        .route("/healthz", axum::routing::get(|| async { "alive\n" }));
+    let router = match page {
+        Some(folder) => router.fallback_service(page::serve(&folder)),
+        None => router,
+    };
+    router.layer(cors).with_state(gateway)
 }
 
 /// Which pages may speak to us. Credentials are headers that a page sets itself, never cookies, so

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# `deploy/stack install`: packages of the system, then the servers' jars and Django. Sourced by deploy/stack.
+# `deploy/stack install`: packages of the system, then the servers' jars and Python's packages. Sourced by
+# deploy/stack. With --browser also Chromium, which only the tests need.
 # Installs only what is missing, so on a prepared machine it needs neither root nor network.
 
 # What and why, one line each. Asked of dpkg by these names.
@@ -24,11 +25,17 @@ packages() {
   command -v curl > /dev/null || echo "curl asks Elasticsearch for its health"
   command -v cc > /dev/null && command -v make > /dev/null || echo "build-essential compiles librdkafka"
   command -v pkg-config > /dev/null || echo "pkg-config finds the two libraries below"
-  has_venv || echo "python3-venv runs the Django example"
+  has_venv || echo "python3-venv runs the robots and the Django example"
   is_installed libssl-dev || echo "libssl-dev TLS of librdkafka"
   is_installed zlib1g-dev || echo "zlib1g-dev compression of librdkafka"
   is_installed libclang-dev || echo "libclang-dev reads C headers for the SQL parser"
+  if [[ -n $BROWSER ]] && ! find_chromedriver > /dev/null; then
+    echo "chromium opens the demo's page in tests"
+    echo "chromium-driver drives it"
+  fi
 }
+
+find_chromedriver() { command -v "${ONELOG_CHROMEDRIVER:-chromedriver}"; }
 
 is_installed() { [[ $(dpkg-query -W -f '${Status}' "$1" 2> /dev/null) == *"ok installed" ]]; }
 
@@ -47,7 +54,7 @@ apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" < /dev/nul
 command_install() {
   local missing
   if ! command -v apt-get > /dev/null; then
-    say "no apt-get here: see that these are there: Postgres $POSTGRES_VERSION (or use --postgres), a JDK >= 21, mvn, unzip, xz, curl, python3 with venv, a C compiler, make, pkg-config, and libssl, zlib and libclang with headers"
+    say "no apt-get here: see that these are there: Postgres $POSTGRES_VERSION (or use --postgres), a JDK >= 21, mvn, unzip, xz, curl, python3 with venv, a C compiler, make, pkg-config, and libssl, zlib and libclang with headers; for the tests chromium and chromedriver"
   else
     missing=$(packages)
     if [[ -n $missing ]]; then

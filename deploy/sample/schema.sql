@@ -175,4 +175,40 @@ CREATE INDEX ON company_investors (investment_round_id);
 -- Pages are found by profile_id (the company's) and by investor_profile_id (the investor's).
 ALTER TABLE company_investors REPLICA IDENTITY FULL;
 
+-- What people write about themselves, by way of commands (deploy/robots). Ids are text, made in the
+-- browser.
+
+CREATE TABLE profile (
+    id text PRIMARY KEY,
+    owner text NOT NULL,  -- the user whose session made it
+    name text NOT NULL CHECK (name <> ''),
+    headline text NOT NULL DEFAULT '',
+    revision integer NOT NULL DEFAULT 1,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- No foreign key: a website may arrive before its profile does, and waits here for it. It is shown
+-- once there is a profile of the same owner.
+CREATE TABLE profile_website (
+    id text PRIMARY KEY,
+    profile_id text NOT NULL,
+    owner text NOT NULL,
+    url text NOT NULL,
+    title text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX ON profile_website (profile_id);
+-- The page is found by profile_id.
+ALTER TABLE profile_website REPLICA IDENTITY FULL;
+
+-- Who is logged in. In a namespace of its own, as an id is as good as a password: "public.*" in
+-- config.toml must not publish it.
+CREATE SCHEMA auth;
+CREATE TABLE auth.session (
+    id text PRIMARY KEY,
+    username text NOT NULL,
+    expires_at timestamptz NOT NULL DEFAULT now() + interval '1 day'
+);
+
 COMMIT;

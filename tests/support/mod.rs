@@ -5,11 +5,13 @@
 //! The servers are started by `make test` (`deploy/stack`); nothing here is a mock.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod browser;
 pub mod cluster;
 pub mod clusters;
 pub mod daemon;
 pub mod log;
 pub mod oracle;
+pub mod robot;
 pub mod servers;
 pub mod traffic;
 pub mod world;

@@ -118,6 +118,16 @@ impl World {
         said.into_owned()
     }
 
+    /// Leaves only these mapping files.
+    pub fn keep_mappings(&self, files: &[&str]) {
+        for entry in std::fs::read_dir(&self.mappings).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if !files.iter().any(|it| path.ends_with(it)) {
+                std::fs::remove_file(path).expect("the file goes");
+            }
+        }
+    }
+
     pub fn start(&self) -> Daemon {
         Daemon::start(&self.config, &self.folder.path().join("onelog.log"))
     }
