@@ -4,6 +4,7 @@
 
 pub mod file;
 pub mod gateway;
+pub mod search_template;
 pub mod topics;
 
 use std::path::PathBuf;

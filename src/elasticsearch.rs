@@ -6,4 +6,5 @@ pub mod bulk;
 pub mod client;
 pub mod conflict;
 pub mod index;
+pub mod serve;
 pub mod write;

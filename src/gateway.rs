@@ -7,11 +7,17 @@
 //! **Invariant:** `202 Accepted` is said only of a command that Kafka has acknowledged.
 
 pub mod backplane;
+pub mod documents;
+pub mod fields;
 pub mod limits;
 pub mod listener;
 pub mod page;
 pub mod principal;
 pub mod problem;
+pub mod query;
+pub mod reader;
+pub mod routes;
+pub mod search;
 pub mod subscribers;
 pub mod window;
 
@@ -28,9 +34,11 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
+use crate::elasticsearch::client::ElasticError;
 use crate::gateway::backplane::{Backplane, BackplaneError, run_backplane};
 use crate::gateway::limits::Limits;
 use crate::gateway::principal::Doorkeeper;
+use crate::gateway::reader::Reader;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -49,6 +57,8 @@ pub enum GatewayError {
     Backplane(#[from] BackplaneError),
     #[error("a part of the gateway panicked; this is a defect of onelog")]
     Panicked(#[from] JoinError),
+    #[error("Elasticsearch can't be asked for documents")]
+    Elasticsearch(#[from] ElasticError),
 }
 
 /// What every request may use.
@@ -59,6 +69,7 @@ pub struct Gateway {
     pub doorkeeper: Doorkeeper,
     pub limits: Limits,
     pub backplane: Arc<Backplane>,
+    pub reader: Reader,
     pub metrics: Metrics,
 }
 
@@ -89,11 +100,13 @@ pub async fn run_gateway(
         ready,
         shutdown.clone(),
     ));
+    let reader = Reader::new(&config.elasticsearch, &gateway)?;
     let gateway = Arc::new(Gateway {
         daemon: config,
         doorkeeper: Doorkeeper::new(&gateway),
         limits: Limits::new(&gateway),
         backplane,
+        reader,
         metrics: metrics.clone(),
         config: gateway,
     });
@@ -146,8 +159,12 @@ fn router(gateway: Arc<Gateway>) -> Router {
     let guard = from_fn_with_state(Arc::clone(&gateway), limits::guard);
     let cors = cors(&gateway.config.allowed_origins);
     let page = gateway.config.page.clone();
+    let mut routes = Router::new();
+    for (path, _, handler) in routes::routes() {
+        routes = routes.route(path, handler);
+    }
     // `/healthz` is for load balancers, which have no key.
-    let router = Router::new()
+    let router = routes
         .fallback(async || problem::not_found())
         .method_not_allowed_fallback(async || problem::wrong_method())
         .layer(guard)

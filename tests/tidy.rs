@@ -38,6 +38,8 @@ const PURE: &[&str] = &[
     "outbox/",
     "progress.rs",
     "json.rs",
+    "config/search_template.rs",
+    "gateway/fields.rs",
     "postgres/walsender.rs",
     "postgres/decode.rs",
     "postgres/pgoutput.rs",

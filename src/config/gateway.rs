@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::search_template::SearchTemplate;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatewayConfig {
     /// Another address than `[http]`'s: what operators see is none of the browsers' business.
@@ -18,6 +20,7 @@ pub struct GatewayConfig {
     pub commands: Vec<CommandTopic>,
     /// Globs of the collections that may be read.
     pub collections: Vec<String>,
+    pub searches: Vec<Search>,
     /// Topics with the answers of robots, which become feedback.
     pub response_topics: Vec<String>,
     pub body_bytes_max: usize,
@@ -57,4 +60,12 @@ pub struct CommandTopic {
     pub topic: String,
     /// Where the documents appear that its commands make: for the links of the answer.
     pub collections: Vec<String>,
+}
+
+/// A search that clients may run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Search {
+    pub collection: String,
+    pub name: String,
+    pub template: SearchTemplate,
 }

@@ -124,7 +124,10 @@ fn not_empty(source: &Source<'_>, key: &str, written: &Written<String>) -> bool 
 }
 
 /// A collection's name becomes part of an index's name (Elasticsearch reference, Create index).
-fn collection_name(name: &str) -> Result<(), String> {
+///
+/// # Errors
+/// What a name must be, as a sentence.
+pub fn collection_name(name: &str) -> Result<(), String> {
     let valid = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"_-".contains(&it);
     let begins_well = name.starts_with(|it: char| it.is_ascii_lowercase() || it.is_ascii_digit());
     if name.len() <= COLLECTION_NAME_MAX && name.bytes().all(valid) && begins_well {

@@ -9,6 +9,7 @@ pub mod browser;
 pub mod cluster;
 pub mod clusters;
 pub mod daemon;
+pub mod gateway;
 pub mod log;
 pub mod oracle;
 pub mod robot;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use globset::Glob;
 
 use super::{DAY, WAIT, checked, count, required};
-use crate::config::gateway::{ApiKey, CommandTopic, GatewayConfig};
+use crate::config::gateway::{ApiKey, CommandTopic, GatewayConfig, Search};
+use crate::config::search_template::SearchTemplate;
+use crate::mapping::file::collection_name;
 use crate::mistake::written::{Source, Table};
 
 /// Kafka's limit for a topic's name.
@@ -33,6 +35,7 @@ pub(super) fn gateway(
     let anonymous = table.take_bool("anonymous");
     let api_keys = api_keys(source, table.take_tables("api_keys"));
     let commands = command_topics(source, table.take_tables("commands"), topic_prefix);
+    let searches = searches(source, table.take_tables("searches"));
     let allowed_origins = strings(source, &mut table, "allowed_origins", origin);
     let trusted_proxies = strings(source, &mut table, "trusted_proxies", |it| {
         let address = it.parse::<IpAddr>();
@@ -59,6 +62,7 @@ pub(super) fn gateway(
         allowed_origins: allowed_origins.unwrap_or_default(),
         trusted_proxies: trusted_proxies.unwrap_or_default(),
         commands,
+        searches,
         collections: collections.unwrap_or_else(|| vec!["*".to_owned()]),
         response_topics: response_topics
             .unwrap_or_else(|| vec!["outbox.event.response".to_owned()]),
@@ -137,6 +141,37 @@ fn command_topics(
         all.push(CommandTopic { topic, collections: collections.unwrap_or_default() });
     }
     all
+}
+
+fn searches(source: &Source<'_>, tables: Vec<Table<'_, '_>>) -> Vec<Search> {
+    let mut all: Vec<Search> = Vec::new();
+    for mut table in tables {
+        let span = table.span();
+        let example = ("collection", "\"profile_page\"");
+        let collection =
+            required(source, &mut table, example, |it| collection_name(it).map(|()| it.to_owned()));
+        let name = required(source, &mut table, ("name", "\"by_name\""), search_name);
+        let example = ("body", r#"'''{"query": {"match": {"name": "{{q}}"}}}'''"#);
+        let template = required(source, &mut table, example, SearchTemplate::parse);
+        table.finish();
+        let (Some(collection), Some(name), Some(template)) = (collection, name, template) else {
+            continue;
+        };
+        if all.iter().any(|it| it.collection == collection && it.name == name) {
+            source.mistake(span, format!("{collection} has a search \"{name}\" before: keep one"));
+        }
+        all.push(Search { collection, name, template });
+    }
+    all
+}
+
+/// It is a part of a URL.
+fn search_name(text: &str) -> Result<String, String> {
+    let valid = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"_-".contains(&it);
+    match (1..=100).contains(&text.len()) && text.bytes().all(valid) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("name must be 1 to 100 of a-z, 0-9, \"_\" and \"-\", not \"{text}\"")),
+    }
 }
 
 fn topic_name(text: &str) -> Result<String, String> {
@@ -251,6 +286,15 @@ mod tests {
             ("response_topics = [\"a b\"]", "a topic's name is"),
             ("[[gateway.commands]]\ncollections = []", "topic is missing"),
             ("[[gateway.commands]]\ntopic = \"app.public.t\"", "where changes of the database go"),
+            ("[[gateway.searches]]\nname = \"a\"\nbody = \"{}\"", "collection is missing"),
+            (
+                "[[gateway.searches]]\ncollection = \"c\"\nname = \"A\"\nbody = \"{}\"",
+                "name must be 1 to 100",
+            ),
+            (
+                "[[gateway.searches]]\ncollection = \"c\"\nname = \"a\"\nbody = \"{\"",
+                "body must be JSON",
+            ),
             ("[[gateway.api_keys]]\nname = \"web\"", "sha256 is missing"),
             ("[[gateway.api_keys]]\nname = \"web\"\nsha256 = \"S3cret\"", "64 hexadecimal digits"),
             ("[[gateway.api_keys]]\nname = \"a\\nb\"", "name must be"),

@@ -104,6 +104,7 @@ const KEYS: [(&str, &[&str]); 8] = [
             "anonymous",
             "api_keys",
             "commands",
+            "searches",
             "allowed_origins",
             "trusted_proxies",
             "collections",
