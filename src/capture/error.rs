@@ -66,8 +66,8 @@ impl CaptureError {
         }
     }
 
-    /// Whether Postgres refuses what a person can give: then a new session may succeed without a
-    /// new process. What can't be decoded or published is not among it.
+    /// Whether Postgres or Kafka refuses what a person can give: then a new session may succeed
+    /// without a new process. What can't be decoded or published is not among it.
     pub fn is_curable(&self) -> bool {
         match self {
             Self::Connection(_)
@@ -77,9 +77,9 @@ impl CaptureError {
             | Self::Declared(_)
             | Self::Unpublished { .. } => true,
             Self::Source(error) => error.is_curable(),
-            Self::ProgressRead(_) | Self::Produce(_) | Self::Raced { .. } | Self::Panicked(_) => {
-                false
-            }
+            Self::ProgressRead(error) => error.is_curable(),
+            Self::Produce(error) => error.is_curable(),
+            Self::Raced { .. } | Self::Panicked(_) => false,
         }
     }
 

@@ -69,7 +69,7 @@ pub struct ProgressRecords {
 /// Why the progress topic can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgressReadError {
-    #[error("can't read the progress topic {topic}")]
+    #[error("can't read the progress topic {topic}{}", settings::cure(.source))]
     Kafka {
         topic: String,
         #[source]
@@ -96,6 +96,14 @@ impl ProgressReadError {
             Self::Kafka { source, .. } => settings::is_transient(source),
             Self::Unsettled { .. } | Self::TimedOut { .. } => true,
             Self::NotUnderstood { .. } => false,
+        }
+    }
+
+    /// Whether Kafka refuses what a person can give.
+    pub fn is_curable(&self) -> bool {
+        match self {
+            Self::Kafka { source, .. } => settings::is_right(source),
+            Self::Unsettled { .. } | Self::TimedOut { .. } | Self::NotUnderstood { .. } => false,
         }
     }
 }

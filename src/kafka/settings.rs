@@ -93,6 +93,44 @@ pub fn is_transient_code(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// Whether Kafka refuses what a person can give at any time: a right, or a password.
+pub fn is_right_code(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed
+    )
+}
+
+/// As [`is_right_code`], for an error of the client library.
+pub fn is_right(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(is_right_code)
+}
+
+/// What is said behind an error if it is a right that is missing; else nothing.
+pub fn cure_of_code(code: RDKafkaErrorCode) -> &'static str {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            "; check the user and the password in [kafka] properties"
+        }
+        code if is_right_code(code) => {
+            "; give our user what README.md lists under \"Rights in Kafka\" (kafka-acls.sh --add)"
+        }
+        _ => "",
+    }
+}
+
+/// As [`cure_of_code`], for an error of the client library.
+pub fn cure(error: &KafkaError) -> &'static str {
+    error.rdkafka_error_code().map_or("", cure_of_code)
+}
+
 /// As [`is_transient_code`], for an error of the client library. One without a code is a mistake
 /// in the settings.
 pub fn is_transient(error: &KafkaError) -> bool {

@@ -6,6 +6,8 @@
 //! **Invariant:** the number of partitions of a topic that exists is never changed, because the
 //! order of a key's records rests on it (A14).
 
+mod error;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use tokio::time::Instant;
+
+pub use error::TopicError;
 
 use crate::config::KafkaConfig;
 use crate::config::topics::{Declaration, TableTopic, TopicSettings};
@@ -166,36 +170,6 @@ pub enum TopicAction {
     Created { topic: String },
     /// It exists and differs: a warning, with the command that cures it.
     Drift { topic: String, warning: String },
-}
-
-/// Why topics could not be looked at or created.
-#[derive(Debug, thiserror::Error)]
-pub enum TopicError {
-    #[error("can't {doing} at Kafka's brokers {brokers}")]
-    Kafka {
-        doing: &'static str,
-        brokers: String,
-        #[source]
-        source: KafkaError,
-    },
-    #[error("Kafka does not create topic {topic}: {code}")]
-    NotCreated { topic: String, code: RDKafkaErrorCode },
-    #[error(
-        "topic {topic} has {found} partitions, but progress records need exactly one to be in \
-         order; delete the topic if it holds nothing of yours, and run `onelog prepare`"
-    )]
-    ProgressPartitions { topic: String, found: usize },
-}
-
-impl TopicError {
-    /// Whether trying again may help without a person's doing.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Kafka { source, .. } => settings::is_transient(source),
-            Self::NotCreated { code, .. } => settings::is_transient_code(*code),
-            Self::ProgressPartitions { .. } => false,
-        }
-    }
 }
 
 /// Creates what is missing of `wanted` and compares the rest; with `dry_run` creates nothing.

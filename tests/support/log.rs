@@ -30,8 +30,13 @@ impl Found {
 
 /// All records of a topic, each partition in its order; none if there is no such topic.
 pub fn read(topic: &str) -> Vec<Found> {
+    read_at(&server("ONELOG_TEST_KAFKA"), topic)
+}
+
+/// The same at other brokers. What is in a transaction counts once that is committed.
+pub fn read_at(brokers: &str, topic: &str) -> Vec<Found> {
     let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", server("ONELOG_TEST_KAFKA"))
+        .set("bootstrap.servers", brokers)
         .set("group.id", "test")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")

@@ -5,6 +5,7 @@
 //! The servers are started by `make test` (`deploy/stack`); nothing here is a mock.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod broker;
 pub mod browser;
 pub mod cluster;
 pub mod clusters;

@@ -17,7 +17,7 @@ pub enum ProduceError {
     #[error("can't make a producer; check [kafka] properties")]
     Client(#[source] KafkaError),
     /// Not acknowledged in time or refused. What is not confirmed is sent again.
-    #[error("Kafka did not take a record of topic {topic}")]
+    #[error("Kafka did not take a record of topic {topic}{}", settings::cure(.source))]
     Delivery {
         topic: String,
         #[source]
@@ -53,7 +53,7 @@ pub enum ProduceError {
     )]
     TransactionTimeout { wanted: Duration },
     /// The next session knows from the progress topic whether it ended.
-    #[error("Kafka did not end a transaction")]
+    #[error("Kafka did not end a transaction{}", settings::cure(.source))]
     Transaction {
         #[source]
         source: KafkaError,
@@ -97,6 +97,29 @@ impl ProduceError {
             | Self::TransactionTimeout { .. }
             | Self::Fenced { .. }
             | Self::Order(_) => false,
+        }
+    }
+}
+
+impl ProduceError {
+    /// Whether Kafka refuses what a person can give: then a new session may succeed without a new
+    /// process.
+    pub fn is_curable(&self) -> bool {
+        match self {
+            Self::Delivery { source, .. }
+            | Self::TakeOver { source, .. }
+            | Self::Transaction { source } => settings::is_right(source),
+            Self::Topic(error) => error.is_curable(),
+            Self::Client(_)
+            | Self::Fatal(_)
+            | Self::TooLarge { .. }
+            | Self::Stale { .. }
+            | Self::DrainTimedOut { .. }
+            | Self::TransactionTimeout { .. }
+            | Self::TransactionTooLong { .. }
+            | Self::Fenced { .. }
+            | Self::Order(_)
+            | Self::Envelope(_) => false,
         }
     }
 }

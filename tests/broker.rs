@@ -1,0 +1,123 @@
+//! A broker that refuses: rights are taken away, the disk is full. Capture waits, says why, and goes
+//! on by itself when it is mended; nothing is lost.
+
+#![allow(clippy::unwrap_used, reason = "functions beside #[test] are tests here too")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use support::broker::Broker;
+use support::eventually;
+use support::log::read_at;
+use support::world::{PATIENCE, Wishes, World};
+
+const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+const EXACTLY: &str = "delivery = \"exactly-once\"\ntransaction_interval = \"40ms\"";
+const WAL_END: &str = "pg_current_wal_insert_lsn()";
+
+/// A world whose log is at this broker, prepared with all rights. `to`: what these are to.
+async fn world(broker: &Broker, name: &str, kafka: &str) -> World {
+    let wishes = Wishes { instead: Some(TABLES), kafka, ..Wishes::default() };
+    let world = World::new(name, wishes).await;
+    broker.serve(&world);
+    let name = world.name.as_str();
+    broker.rights("--add", &["--topic", name, "--group", name, "--transactional-id", name]);
+    world.onelog(&["prepare"]);
+    world
+}
+
+async fn run(world: &World, sql: &str) {
+    let (client, _connection) = world.client().await;
+    client.batch_execute(sql).await.unwrap();
+}
+
+async fn ready(world: &World) {
+    eventually("/readyz answers 200", PATIENCE, || async {
+        world.http("/readyz").await.filter(|(status, _)| *status == 200)
+    })
+    .await;
+}
+
+/// Waits until /readyz gives a reason with these words.
+async fn red(world: &World, words: &str) {
+    eventually(&format!("/readyz says {words:?}"), PATIENCE, || async {
+        let (status, body) = world.http("/readyz").await?;
+        (status == 503 && body.contains(words)).then_some(())
+    })
+    .await;
+}
+
+/// The log's last value of each key is the table's row; how many records there are.
+async fn right(world: &World, broker: &Broker) -> usize {
+    world.confirmed_to(WAL_END).await;
+    let records = read_at(&broker.address, &format!("{}.public.t", world.name));
+    let mut found: BTreeMap<i64, Value> = BTreeMap::new();
+    for record in &records {
+        let row = record.json()["after"].take();
+        found.insert(row["id"].as_i64().unwrap(), row);
+    }
+    let (client, _connection) = world.client().await;
+    let rows = client.query("SELECT to_jsonb(t)::text FROM t ORDER BY id", &[]).await.unwrap();
+    let rows = rows.iter().map(|it| serde_json::from_str(it.get(0)).unwrap());
+    assert!(found.into_values().eq(rows.collect::<Vec<Value>>()), "the log is not the table");
+    records.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_are_taken_away_are_waited_for() {
+    let broker = Broker::start("unlimited").await;
+    for (name, kafka, kind) in
+        [("rights", "", "--topic"), ("rights_once", EXACTLY, "--transactional-id")]
+    {
+        let world = world(&broker, name, kafka).await;
+        let mut daemon = world.start_capture();
+        run(&world, "INSERT INTO t VALUES (1, 'before')").await;
+        ready(&world).await;
+        world.confirmed_to(WAL_END).await;
+
+        broker.rights("--remove", &[kind, &world.name]);
+        run(&world, "INSERT INTO t VALUES (2, 'meanwhile'); UPDATE t SET v = 'u' WHERE id = 1")
+            .await;
+        red(&world, "Rights in Kafka").await;
+        eventually("the metric says it too", PATIENCE, || async {
+            world.metric("onelog_capture_refused").await.filter(|it| *it == 1.0)
+        })
+        .await;
+        assert!(daemon.is_alive() && daemon.log_text().contains("capture waits for a person"));
+
+        broker.rights("--add", &[kind, &world.name]);
+        ready(&world).await;
+        run(&world, "INSERT INTO t VALUES (3, 'after')").await;
+        let records = right(&world, &broker).await;
+        assert!(4 <= records && (kafka.is_empty() || records == 4), "{records} records");
+        assert_eq!(world.metric("onelog_capture_refused").await, Some(0.0));
+        assert!(daemon.stop().await.success());
+    }
+}
+
+/// A broker whose only disk is full ends itself, as its log can't be written any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for() {
+    // KiB. An index that Kafka makes has 10 MB.
+    let mut broker = Broker::start("16384").await;
+    let world = world(&broker, "full", "").await;
+    let mut daemon = world.start_capture();
+    run(&world, "INSERT INTO t VALUES (0, 'before')").await;
+    ready(&world).await;
+    // 20 MB that don't get smaller by compression.
+    let rows = "INSERT INTO t SELECT g, string_agg(md5(g::text || n), '') \
+                FROM generate_series(1, 40) g, generate_series(1, 16000) n GROUP BY g";
+    run(&world, rows).await;
+    broker.ended().await;
+    assert!(broker.log_text().contains("File too large"), "{}", broker.log_text());
+    red(&world, "Kafka").await;
+    assert!(daemon.is_alive());
+    // What was there stays, and there is room again.
+    broker.up("unlimited").await;
+    run(&world, "INSERT INTO t VALUES (41, 'after')").await;
+    let records = right(&world, &broker).await;
+    assert!(42 <= records, "{records} records");
+    assert!(daemon.stop().await.success());
+}
