@@ -3,6 +3,8 @@
 //!
 //! Commits that wait for a standby need a setting of the whole server, so these tests take turns.
 
+#[path = "copies/disturbed.rs"]
+mod disturbed;
 #[path = "copies/log.rs"]
 mod log;
 mod support;
@@ -72,9 +74,13 @@ async fn ready(world: &World) {
 
 /// What `/v1/status` says of the copy of `public.t`.
 async fn status(world: &World) -> Option<Value> {
+    status_of(world, "public.t").await
+}
+
+async fn status_of(world: &World, table: &str) -> Option<Value> {
     let (_, text) = world.http("/v1/status").await?;
     let status: Value = serde_json::from_str(&text).ok()?;
-    status["copies"].as_array()?.iter().find(|it| it["table"] == "public.t").cloned()
+    status["copies"].as_array()?.iter().find(|it| it["table"] == table).cloned()
 }
 
 async fn copied(world: &World) {

@@ -42,6 +42,9 @@ pub struct KeyColumn {
     type_name: String,
     /// The index's, where it is not sure to be the column's.
     collation: Option<String>,
+    /// The namespace of the type's own comparisons: an extension's type has them where it is
+    /// installed.
+    operators: String,
 }
 
 impl KeyColumn {

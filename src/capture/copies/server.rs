@@ -35,12 +35,12 @@ pub(super) enum CopyError {
 }
 
 /// A connection that reads chunks and emits watermarks: to the server of the stream, seeing all
-/// rows, not queueing for long before the application's own statements, and not waiting for a
-/// standby (B9).
+/// rows, not queueing for long before the application's own statements, not waiting for a standby
+/// (B9), and with the walsender's search_path, so that values are written alike (B17).
 pub(super) async fn connect(session: &Session) -> Result<Client, CopyError> {
     const SETTINGS: &str = "SET lock_timeout = '500ms'; SET synchronous_commit = local; \
                             SET row_security = off; SET default_transaction_read_only = off; \
-                            SET jit = off";
+                            SET jit = off; SET search_path = pg_catalog";
     const WHO: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
                        CASE WHEN pg_catalog.pg_is_in_recovery() THEN '' ELSE \
                        left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END";

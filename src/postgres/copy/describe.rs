@@ -8,8 +8,9 @@ use crate::postgres::publication::TableInfo;
 use crate::postgres::query_error::QueryError;
 use crate::relation::{Column, Relation, ReplicaIdentity};
 
-/// Columns as the stream has them: without generated ones. The last: the collation that the
-/// identity's index has for it.
+/// Columns as the stream has them: without generated ones. Then the collation that the identity's
+/// index has for it, and the namespace of its type's comparisons; built-in types have theirs, and
+/// what they share with their kin, in pg_catalog. Types are named for the session's search_path.
 const COLUMNS_SQL: &str = "\
 SELECT a.attname::text, a.atttypid::pg_catalog.int8, a.atttypmod,
   pg_catalog.format_type(a.atttypid, -1),
@@ -19,7 +20,19 @@ SELECT a.attname::text, a.atttypid::pg_catalog.int8, a.atttypmod,
      k (attnum, sorted)
    JOIN pg_catalog.pg_collation c ON c.oid = k.sorted
    JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
-   WHERE i.indrelid = a.attrelid AND i.indisreplident AND k.attnum = a.attnum)
+   WHERE i.indrelid = a.attrelid AND i.indisreplident AND k.attnum = a.attnum),
+  coalesce((WITH RECURSIVE base (type, next) AS (
+     SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid
+     UNION ALL
+     SELECT t.oid, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.next)
+   SELECT pg_catalog.quote_ident(n.nspname) FROM base
+   JOIN pg_catalog.pg_opclass c ON c.opcintype = base.type AND c.opcdefault
+   JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+   JOIN pg_catalog.pg_amop s ON s.amopfamily = c.opcfamily AND s.amopstrategy = 5
+     AND s.amoplefttype = c.opcintype AND s.amoprighttype = c.opcintype
+   JOIN pg_catalog.pg_operator o ON o.oid = s.amopopr AND o.oprname = '>'
+   JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+   WHERE base.next = 0), 'pg_catalog')
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = $1::text::pg_catalog.oid AND a.attnum > 0 AND NOT a.attisdropped
   AND a.attgenerated = ''
@@ -51,12 +64,13 @@ pub async fn describe(client: &Client, info: &TableInfo) -> Result<CopyTable, Qu
         let in_identity = in_identity(&name);
         columns.push(Column { name, type_oid, type_modifier: row.get(2), in_identity });
         let collation: Option<String> = row.get(4);
-        types.push((row.get::<_, String>(3), collation.filter(|_| by_index)));
+        let collation = collation.filter(|_| by_index);
+        types.push((row.get::<_, String>(3), collation, row.get::<_, String>(5)));
     }
     let key = info.key_columns().iter().filter_map(|name| {
         let nth = columns.iter().position(|it| it.name == *name)?;
-        let (type_name, collation) = types[nth].clone();
-        Some(KeyColumn { name: name.clone(), type_name, collation })
+        let (type_name, collation, operators) = types[nth].clone();
+        Some(KeyColumn { name: name.clone(), type_name, collation, operators })
     });
     let key: Vec<KeyColumn> = key.collect();
     // Half a key would skip rows. No table has an empty fingerprint, so its chunk will say so.

@@ -4,12 +4,17 @@
 //! their types' output functions, which is what the stream has too. LOCK comes before the first
 //! snapshot (A2). Values of keys are quoted literals, cast to their column's type.
 //!
+//! The session's search_path is pg_catalog, as the walsender's is: so the text of a regclass is the
+//! stream's. Every name here is qualified, comparisons too: in another path an extension's type
+//! falls back to those of text, whose order is not that of its index. A person's condition has its
+//! names from the role's own path: a cursor is parsed under that one, and read under ours.
+//!
 //! A chunk begins after a key and is compared by the order of the index that makes the key unique,
 //! with its collation: in another order rows that are equal there, and not here, would be skipped.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use super::{CopyTable, Wanted};
+use super::{CopyTable, KeyColumn, Wanted};
 use crate::kafka::copy_record::After;
 
 /// How many pages of a table without a key one chunk has: 512 KiB of the table's file.
@@ -67,7 +72,7 @@ fn by_key(table: &CopyTable, wanted: &Wanted<'_>) -> String {
             let pairs = table.key.iter().zip(values);
             let values: Vec<String> =
                 pairs.map(|(key, it)| format!("{}::{}", literal(it), key.type_name)).collect();
-            format!("WHERE ({order}) > ({})", values.join(", "))
+            format!("WHERE {}", beyond(&table.key, &values))
         }
         Some(After::Place { .. }) | None => String::new(),
     };
@@ -81,10 +86,41 @@ fn by_key(table: &CopyTable, wanted: &Wanted<'_>) -> String {
     let alias = identifier(&table.relation.name);
     format!(
         "SELECT pg_catalog.count(*) OVER (), {bare} FROM (SELECT {bare} FROM ONLY {name} {range} \
-         ORDER BY {order} LIMIT {limit}) q ORDER BY {} LIMIT 1; \
-         SELECT {columns} FROM (SELECT * FROM ONLY {name} {range} ORDER BY {order} LIMIT {limit}) \
-         AS {alias} WHERE (\n{condition}\n) ORDER BY {order}",
-        descending.join(", ")
+         ORDER BY {order} LIMIT {limit}) q ORDER BY {} LIMIT 1; {}",
+        descending.join(", "),
+        by_cursor(&format!(
+            "SELECT {columns} FROM (SELECT * FROM ONLY {name} {range} ORDER BY {order} \
+             LIMIT {limit}) AS {alias} WHERE (\n{condition}\n) ORDER BY {order}"
+        ))
+    )
+}
+
+/// What is true for keys behind this one. Columns with one namespace of comparisons are compared
+/// as rows are, which their index answers; with several there is no such comparison, and the
+/// index is read from the first column's value on.
+fn beyond(key: &[KeyColumn], values: &[String]) -> String {
+    let columns: Vec<String> = key.iter().map(KeyColumn::expression).collect();
+    let first = key.first().map_or("pg_catalog", |it| it.operators.as_str());
+    if key.iter().all(|it| it.operators == first) {
+        let (columns, values) = (columns.join(", "), values.join(", "));
+        return format!("({columns}) OPERATOR({first}.>) ({values})");
+    }
+    let compare = |nth: usize, operator: &str| {
+        let (column, space, value) = (&columns[nth], &key[nth].operators, &values[nth]);
+        format!("{column} OPERATOR({space}.{operator}) {value}")
+    };
+    let last = key.len() - 1;
+    let inner = (0..last).rev().fold(compare(last, ">"), |rest, nth| {
+        format!("({} OR ({} AND {rest}))", compare(nth, ">"), compare(nth, "="))
+    });
+    format!("{} AND {inner}", compare(0, ">="))
+}
+
+/// The query's names are those of the role's search_path, and its values are written under ours.
+fn by_cursor(query: &str) -> String {
+    format!(
+        "SET LOCAL search_path TO DEFAULT; DECLARE onelog_rows NO SCROLL CURSOR FOR {query}; \
+         SET LOCAL search_path = pg_catalog; FETCH ALL FROM onelog_rows"
     )
 }
 
@@ -93,10 +129,11 @@ fn by_place(table: &CopyTable, wanted: &Wanted<'_>) -> String {
     let end = page.saturating_add(PAGES);
     let (name, columns) = (table.quoted_name(), columns(table));
     let condition = wanted.condition.map(|it| format!("AND (\n{it}\n)")).unwrap_or_default();
-    format!(
+    let query = format!(
         "SELECT {columns}, ctid FROM ONLY {name} WHERE ctid > '({page},{tuple})'::tid \
          AND ctid < '({end},0)'::tid {condition} ORDER BY ctid"
-    )
+    );
+    if wanted.condition.is_some() { by_cursor(&query) } else { query }
 }
 
 /// The place after which a chunk of a table without a key begins; no row is at tuple 0.
@@ -143,6 +180,7 @@ mod tests {
             name: name.to_owned(),
             type_name: type_name.to_owned(),
             collation: collation.map(str::to_owned),
+            operators: "pg_catalog".to_owned(),
         };
         vec![column("b", "bigint", None), column("a", "text", Some("pg_catalog.\"C\""))]
     }
@@ -176,17 +214,33 @@ mod tests {
         check(&table(key()), &wanted, &format!("{head}  ORDER BY {order} LIMIT 3"));
         let after = after_key();
         wanted.after = Some(&after);
-        let range = format!("WHERE ({order}) > ('1'::bigint, 'o''x'::text)");
+        let range = format!("WHERE ({order}) OPERATOR(pg_catalog.>) ('1'::bigint, 'o''x'::text)");
         check(&table(key()), &wanted, &format!("{head} {range} ORDER BY {order} LIMIT 3"));
         wanted.condition = Some("v = '' -- all");
         let within = format!("FROM ONLY \"public\".\"T t\" {range} ORDER BY {order} LIMIT 3");
         let expected = format!(
             "SELECT pg_catalog.count(*) OVER (), \"b\", \"a\" FROM (SELECT \"b\", \"a\" {within}) q \
-             ORDER BY \"b\" DESC, \"a\" COLLATE pg_catalog.\"C\" DESC LIMIT 1; \
-             SELECT \"a\", \"b\", \"v\" FROM (SELECT * {within}) AS \"T t\" \
-             WHERE (\nv = '' -- all\n) ORDER BY {order}"
+             ORDER BY \"b\" DESC, \"a\" COLLATE pg_catalog.\"C\" DESC LIMIT 1; {}",
+            by_cursor(&format!(
+                "SELECT \"a\", \"b\", \"v\" FROM (SELECT * {within}) AS \"T t\" \
+                 WHERE (\nv = '' -- all\n) ORDER BY {order}"
+            ))
         );
         check(&table(key()), &wanted, &expected);
+    }
+
+    #[test]
+    fn comparisons_are_those_of_the_types() {
+        let values = ["1::bigint".to_owned(), "'x'::ext.citext".to_owned()];
+        let mut key = key();
+        key[1].collation = None;
+        key[1].operators = "ext".to_owned();
+        let expected = "\"b\" OPERATOR(pg_catalog.>=) 1::bigint AND (\"b\" \
+                        OPERATOR(pg_catalog.>) 1::bigint OR (\"b\" OPERATOR(pg_catalog.=) \
+                        1::bigint AND \"a\" OPERATOR(ext.>) 'x'::ext.citext))";
+        assert_eq!(beyond(&key, &values), expected);
+        let alone = "(\"a\") OPERATOR(ext.>) ('x'::ext.citext)";
+        assert_eq!(beyond(&key[1..], &values[1..]), alone);
     }
 
     #[test]
@@ -196,8 +250,10 @@ mod tests {
         check(
             &table(Vec::new()),
             &wanted,
-            "SELECT \"a\", \"b\", \"v\", ctid FROM ONLY \"public\".\"T t\" \
-             WHERE ctid > '(64,3)'::tid AND ctid < '(128,0)'::tid AND (\ntrue\n) ORDER BY ctid",
+            &by_cursor(
+                "SELECT \"a\", \"b\", \"v\", ctid FROM ONLY \"public\".\"T t\" WHERE ctid > \
+                 '(64,3)'::tid AND ctid < '(128,0)'::tid AND (\ntrue\n) ORDER BY ctid",
+            ),
         );
     }
 }
