@@ -16,6 +16,7 @@ mod copies;
 pub mod declared;
 mod error;
 mod hops;
+mod partitions;
 mod prepare;
 mod slot_watch;
 
@@ -390,6 +391,8 @@ async fn run_stages(
 ) -> Result<(), CaptureError> {
     let resume = opened.record.lsn;
     producer.resume(resume);
+    // Drains this session: at a shutdown, or for another one.
+    let drain = shutdown.child_token();
     let (output, input) = mpsc::channel(BATCHES_MAX);
     let (durable, confirmed) = watch::channel(resume);
     let (words, heard) = mpsc::channel(WORDS_MAX);
@@ -410,7 +413,7 @@ async fn run_stages(
         copies: Merge::new(name.clone(), heard),
         resume,
         expected: expected_topics(config, &opened.shapes),
-        shutdown: shutdown.clone(),
+        shutdown: drain.clone(),
     };
     let copies = copies::Ground {
         config: config.clone(),
@@ -430,13 +433,17 @@ async fn run_stages(
         metrics: metrics.clone(),
     };
     // Dropped, and so ended, with the session.
-    let _cleaning = start_cleanup(config, metrics);
+    let mut beside = start_cleanup(config, metrics);
+    let (postgres, changed) = (config.postgres.clone(), drain.clone());
+    beside.spawn(async move {
+        partitions::run_partition_watch(postgres).await;
+        changed.cancel();
+    });
     let mut stages: JoinSet<Result<(), CaptureError>> = JoinSet::new();
     stages.spawn(async { run_producer(session, input, durable).await.map_err(Into::into) });
-    let token = shutdown.clone();
-    stages.spawn(async { run_source(source, output, token).await.map_err(Into::into) });
     // Copies hold nothing up: they are over as soon as one of the other two is.
-    let over = shutdown.child_token();
+    let over = drain.child_token();
+    stages.spawn(async { run_source(source, output, drain).await.map_err(Into::into) });
     let mut copying = JoinSet::new();
     copying.spawn(copies::run_copies(copies, over.clone()));
     let mut first = Ok(());

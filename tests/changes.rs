@@ -19,8 +19,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use support::daemon::Daemon;
-use support::server;
-use support::world::{Wishes, World, connect};
+use support::world::{PATIENCE, Wishes, World, connect};
+use support::{eventually, server};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -68,6 +68,9 @@ struct Migration {
     publication: Publication,
     pace: Pace,
     log: Log,
+    version: i32,
+    /// Sessions that a server before 15 needs, as its walsender does not notice partitions.
+    renewed: usize,
 }
 
 impl Migration {
@@ -90,7 +93,26 @@ impl Migration {
         }
         world.onelog(&["prepare"]);
         let log = Log::new();
-        Self { world, client, _connection: connection, publication, pace, log }
+        let (_connection, renewed) = (connection, 0);
+        Self { world, client, _connection, publication, pace, log, version, renewed }
+    }
+
+    /// A partition came or went while the daemon followed: from the next session on at the latest
+    /// it is known.
+    async fn partitioned(&mut self) {
+        if self.version < 150_000 && self.pace == Pace::Followed {
+            self.renewed += 1;
+            let log = self.world.folder.path().join("onelog.log");
+            eventually("a new session begins", PATIENCE, || async {
+                let said = std::fs::read_to_string(&log).unwrap();
+                let begun = said.matches("a partition was attached or detached").count();
+                let streams = self.world.metric("onelog_capture_streaming").await? == 1.0;
+                let sessions = self.world.metric("onelog_capture_sessions_total").await?;
+                let renewed = f64::from(u32::try_from(self.renewed).unwrap());
+                (begun == self.renewed && streams && sessions > renewed).then_some(())
+            })
+            .await;
+        }
     }
 
     async fn ddl(&self, sql: &str) {
@@ -163,7 +185,8 @@ impl Migration {
         self.world.quiet().await;
         let restarts = self.world.metric("onelog_stage_restarts_total").await;
         let sessions = self.world.metric("onelog_capture_sessions_total").await;
-        assert_eq!((restarts, sessions), (Some(0.0), Some(1.0)), "{}", daemon.log_text());
+        assert_eq!(restarts, Some(0.0), "{}", daemon.log_text());
+        assert!(sessions == Some(1.0) || self.version < 150_000, "{}", daemon.log_text());
         assert!(daemon.stop().await.success(), "SIGTERM drains and exits 0");
         let prefix = format!("{}.public.", self.world.name);
         let found = tokio::task::spawn_blocking(move || read(&prefix)).await.unwrap();
@@ -301,9 +324,16 @@ impl Migration {
         self.write(part, "INSERT INTO part AS x VALUES (1, 1, 'a')").await;
         self.step().await;
         self.ddl("CREATE TABLE part_2 (v text, k int NOT NULL, id int NOT NULL)").await;
+        // Not published yet, unless all are: the walsender remembers that, before 15.
+        let alone = "INSERT INTO part_2 AS x (k, id) VALUES (2, 0)";
+        if self.publication == Publication::Tables && self.pace == Pace::Followed {
+            self.ddl(alone).await;
+            self.step().await;
+        }
         self.ddl("ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES IN (2)").await;
+        self.partitioned().await;
         self.write(part, "INSERT INTO part AS x VALUES (1, 2, 'b')").await;
-        self.write(part, "UPDATE part x SET v = 'b2' WHERE k = 2").await;
+        self.write(part, "UPDATE part x SET v = 'b2' WHERE (k, id) = (2, 1)").await;
         self.step().await;
         self.truncate("TRUNCATE part_2", &["part"]).await;
         self.truncate("TRUNCATE part", &["part", "part"]).await;
@@ -311,6 +341,7 @@ impl Migration {
         // Of a leaf that is no leaf any more the catalog does not tell whose it was.
         if self.pace == Pace::Followed {
             self.ddl("ALTER TABLE part DETACH PARTITION part_1").await;
+            self.partitioned().await;
             let insert = "INSERT INTO part_1 AS x VALUES (9, 1, 'alone')";
             match self.publication {
                 Publication::Tables => self.ddl(insert).await,
@@ -318,6 +349,7 @@ impl Migration {
             }
             self.step().await;
             self.ddl("ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES IN (1)").await;
+            self.partitioned().await;
             self.write(part, "INSERT INTO part AS x VALUES (2, 1, 'back')").await;
             self.step().await;
         }
