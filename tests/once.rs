@@ -1,6 +1,8 @@
 //! `delivery = "exactly-once"`: who reads committed records sees each change once, whatever happens
 //! to the daemon, its twin, or the servers.
 
+#[path = "once/kinds.rs"]
+mod kinds;
 #[path = "once/log.rs"]
 mod log;
 mod support;

@@ -79,7 +79,7 @@ pub async fn check_log(world: &World) {
     let (client, _connection) = world.client().await;
     let rows = client.query("SELECT id FROM event ORDER BY id", &[]).await.expect("the events");
     let expected: Vec<i64> = rows.iter().map(|it| it.get(0)).collect();
-    let records = committed(world, "event").await;
+    let records = committed(&format!("{}.public.event", world.name)).await;
     let mut found: Vec<i64> =
         records.iter().map(|it| it["after"]["id"].as_i64().expect("an id")).collect();
     found.sort_unstable();
@@ -96,7 +96,7 @@ pub async fn check_log(world: &World) {
         .map(|it| (i64::from(it.get::<_, i32>(0)), (1..=i64::from(it.get::<_, i32>(1))).collect()))
         .collect();
     let mut counted: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    for record in committed(world, "counter").await {
+    for record in committed(&format!("{}.public.counter", world.name)).await {
         let number = |it: &str| record["after"][it].as_i64().expect("a number");
         counted.entry(number("writer")).or_default().push(number("nth"));
     }
@@ -120,26 +120,35 @@ fn reader(isolation: &str) -> BaseConsumer {
         .expect("a consumer")
 }
 
-/// The values of all records of a table's topic, those of a partition in order.
-async fn committed(world: &World, table: &str) -> Vec<Value> {
-    let topic = format!("{}.public.{table}", world.name);
-    let consumer = reader("read_committed");
-    let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE).expect("the topic's metadata");
-    let partitions = metadata.topics()[0].partitions();
-    // Kafka says that a transaction has ended before every partition knows.
-    let uncommitted = reader("read_uncommitted");
-    eventually("every transaction has ended", PATIENCE, || async {
-        let end = |it: &BaseConsumer, partition| it.fetch_watermarks(&topic, partition, PATIENCE);
-        let has_ended = |partition| {
-            let all = end(&uncommitted, partition).expect("the partition's end").1;
-            end(&consumer, partition).expect("the end of what is committed").1 == all
+/// Whether a transaction is open that has records in this topic.
+pub async fn has_open(topic: &str) -> bool {
+    let (topic, brokers) = (topic.to_owned(), ["read_committed", "read_uncommitted"].map(reader));
+    let asked = tokio::task::spawn_blocking(move || {
+        let [committed, all] = brokers;
+        let metadata = all.fetch_metadata(Some(&topic), PATIENCE).expect("the topic's metadata");
+        let end = |it: &BaseConsumer, partition| {
+            it.fetch_watermarks(&topic, partition, PATIENCE).expect("the partition's end").1
         };
-        partitions.iter().all(|it| has_ended(it.id())).then_some(())
+        let partitions = metadata.topics()[0].partitions().iter().map(|it| it.id());
+        let open = |partition| end(&committed, partition) < end(&all, partition);
+        partitions.into_iter().any(open)
+    });
+    asked.await.expect("no panic")
+}
+
+/// The values of all records of a topic that are committed, those of a partition in order.
+pub async fn committed(topic: &str) -> Vec<Value> {
+    // Kafka says that a transaction has ended before every partition knows.
+    eventually("every transaction has ended", PATIENCE, || async {
+        (!has_open(topic).await).then_some(())
     })
     .await;
+    let consumer = reader("read_committed");
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("the topic's metadata");
+    let partitions = metadata.topics()[0].partitions();
     let mut all = TopicPartitionList::new();
     for partition in partitions {
-        let added = all.add_partition_offset(&topic, partition.id(), Offset::Beginning);
+        let added = all.add_partition_offset(topic, partition.id(), Offset::Beginning);
         added.expect("a position");
     }
     consumer.assign(&all).expect("an assignment");
