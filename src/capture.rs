@@ -372,14 +372,20 @@ fn expected_topics(config: &Config, shapes: &Shapes) -> Vec<WantedTopic> {
     topics.flat_map(of_table).chain(declared).collect()
 }
 
-/// Cleans outbox tables up beside the stages, for as long as it is kept.
-fn start_cleanup(config: &Config, metrics: &Metrics) -> JoinSet<()> {
-    let mut cleaning = JoinSet::new();
+/// What runs beside the stages, for as long as it is kept: it cleans outbox tables up, and has the
+/// session drained where partitions ask for another one.
+fn start_beside(config: &Config, metrics: &Metrics, drain: CancellationToken) -> JoinSet<()> {
+    let mut beside = JoinSet::new();
     if config.outbox.is_cleaned_up() {
         let (config, metrics) = (config.clone(), metrics.clone());
-        cleaning.spawn(async move { run_cleanup(&config, &metrics).await });
+        beside.spawn(async move { run_cleanup(&config, &metrics).await });
     }
-    cleaning
+    let postgres = config.postgres.clone();
+    beside.spawn(async move {
+        partitions::run_partition_watch(postgres).await;
+        drain.cancel();
+    });
+    beside
 }
 
 /// The stages, each as a task, so that decoding and encoding share two cores.
@@ -433,12 +439,7 @@ async fn run_stages(
         metrics: metrics.clone(),
     };
     // Dropped, and so ended, with the session.
-    let mut beside = start_cleanup(config, metrics);
-    let (postgres, changed) = (config.postgres.clone(), drain.clone());
-    beside.spawn(async move {
-        partitions::run_partition_watch(postgres).await;
-        changed.cancel();
-    });
+    let _beside = start_beside(config, metrics, drain.clone());
     let mut stages: JoinSet<Result<(), CaptureError>> = JoinSet::new();
     stages.spawn(async { run_producer(session, input, durable).await.map_err(Into::into) });
     // Copies hold nothing up: they are over as soon as one of the other two is.
