@@ -22,7 +22,7 @@ test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, aga
 test-postgres: need-cargo ## what capture and reads rest on, against Postgres 14, 16, 17 and 18; VERSIONS=17 for one
 	$(STACK) install
 	for version in $(or $(VERSIONS),14 16 17 18); do \
-	  $(STACK) with --postgres $$version --prefix testpg -- cargo test --locked --test source --test decode --test text --test changes --test outbox --test read --test fingerprint --test copies $(ARGS) || exit 1; \
+	  $(STACK) with --postgres $$version --prefix testpg -- cargo test --locked --test source --test decode --test text --test changes --test outbox --test topics --test large --test read --test fingerprint --test copies $(ARGS) || exit 1; \
 	done
 
 mutate: need-cargo ## break each rule and see its test fail; ARGS='NAME,NAME' for some
