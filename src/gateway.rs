@@ -7,8 +7,13 @@
 //! **Invariant:** `202 Accepted` is said only of a command that Kafka has acknowledged.
 
 pub mod backplane;
+pub mod claims;
+pub mod command_schemas;
+pub mod commands;
 pub mod documents;
 pub mod fields;
+pub mod files;
+pub mod jwt;
 pub mod limits;
 pub mod listener;
 pub mod page;
@@ -24,6 +29,7 @@ pub mod window;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
 use tokio::net::TcpListener;
@@ -36,6 +42,8 @@ use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
 use crate::elasticsearch::client::ElasticError;
 use crate::gateway::backplane::{Backplane, BackplaneError, run_backplane};
+use crate::gateway::commands::WritePoint;
+use crate::gateway::files::{Files, run_files};
 use crate::gateway::limits::Limits;
 use crate::gateway::principal::Doorkeeper;
 use crate::gateway::reader::Reader;
@@ -55,6 +63,8 @@ pub enum GatewayError {
     },
     #[error("the gateways' backplane cannot be used")]
     Backplane(#[from] BackplaneError),
+    #[error("the write point has no producer; look at [kafka] properties")]
+    Producer(#[from] rdkafka::error::KafkaError),
     #[error("a part of the gateway panicked; this is a defect of onelog")]
     Panicked(#[from] JoinError),
     #[error("Elasticsearch can't be asked for documents")]
@@ -70,6 +80,9 @@ pub struct Gateway {
     pub limits: Limits,
     pub backplane: Arc<Backplane>,
     pub reader: Reader,
+    pub write_point: Arc<WritePoint>,
+    /// What was on the backplane at start is read, and it can be read now.
+    pub is_ready: watch::Receiver<bool>,
     pub metrics: Metrics,
 }
 
@@ -92,6 +105,11 @@ pub async fn run_gateway(
     let parts = (&config.kafka, &gateway);
     let backplane = Backplane::new(parts, metrics.clone()).map_err(BackplaneError::from)?;
     let backplane = Arc::new(backplane);
+    let write_point = WritePoint::new(parts, Arc::clone(&backplane), metrics.clone())?;
+    let write_point = Arc::new(write_point);
+    let doorkeeper = Doorkeeper::new(&gateway);
+    let files = Files::new((&config, &gateway), Arc::clone(&write_point), doorkeeper.tokens());
+    let (trouble, is_troubled) = watch::channel(Some("files are not read yet".to_owned()));
     let mut stages = JoinSet::new();
     let (ready, is_ready) = watch::channel(false);
     stages.spawn(run_backplane(
@@ -101,12 +119,15 @@ pub async fn run_gateway(
         shutdown.clone(),
     ));
     let reader = Reader::new(&config.elasticsearch, &gateway)?;
+    stages.spawn(run_files(files, trouble, shutdown.clone()));
     let gateway = Arc::new(Gateway {
         daemon: config,
-        doorkeeper: Doorkeeper::new(&gateway),
+        doorkeeper,
         limits: Limits::new(&gateway),
         backplane,
         reader,
+        write_point: Arc::clone(&write_point),
+        is_ready: is_ready.clone(),
         metrics: metrics.clone(),
         config: gateway,
     });
@@ -120,9 +141,9 @@ pub async fn run_gateway(
         // 1. A stage has failed for good: a person must cure it.
         Some(ended) = failed(&mut stages) => ended,
         // 2. For load balancers and those who start us: whether feedback can be relied on.
-        () = tell_health(health, is_ready) => Ok(()),
-        // 3. The end that was asked for.
-        () = serving => Ok(()),
+        () = tell_health(health, is_ready, is_troubled) => Ok(()),
+        // 3. The end that was asked for; what Kafka has by then is told on the backplane.
+        () = async { serving.await; write_point.drain().await } => Ok(()),
     }
 }
 
@@ -141,13 +162,27 @@ async fn failed(
 }
 
 /// Tells for ever.
-async fn tell_health(health: Health, mut is_ready: watch::Receiver<bool>) {
+async fn tell_health(
+    health: Health,
+    mut is_ready: watch::Receiver<bool>,
+    mut is_troubled: watch::Receiver<Option<String>>,
+) {
     loop {
-        match *is_ready.borrow_and_update() {
-            true => health.ready(ROLE),
-            false => health.waits(ROLE, "Kafka: the topic of feedback is not read yet"),
+        let trouble = is_troubled.borrow_and_update().clone();
+        match (trouble, *is_ready.borrow_and_update()) {
+            (Some(reason), _) => health.waits(ROLE, reason),
+            (None, true) => health.ready(ROLE),
+            (None, false) => health.waits(ROLE, "Kafka: the topic of feedback is not read yet"),
         }
-        if is_ready.changed().await.is_err() {
+        let changed = tokio::select! {
+            biased;
+
+            // 1. Feedback is there, or not any more.
+            changed = is_ready.changed() => changed,
+            // 2. Files are mended.
+            changed = is_troubled.changed() => changed,
+        };
+        if changed.is_err() {
             // The stage has ended; what that means is told elsewhere.
             std::future::pending::<()>().await;
         }
@@ -167,6 +202,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
     let router = routes
         .fallback(async || problem::not_found())
         .method_not_allowed_fallback(async || problem::wrong_method())
+        // The guard has the limit, and answers as everything here does.
+        .layer(DefaultBodyLimit::disable())
         .layer(guard)
         .route("/healthz", axum::routing::get(|| async { "alive\n" }));
     let router = match page {

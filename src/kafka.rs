@@ -4,6 +4,7 @@ pub mod batch;
 pub mod brokers;
 pub mod chunk;
 pub mod cloud_events;
+pub mod command_producer;
 pub mod consumer;
 pub mod copy_record;
 pub mod delivery;

@@ -215,6 +215,9 @@ metrics! {
     gateway_connections: IntGauge [],
     /// Connections that were closed at once because there were too many.
     gateway_connections_refused_total: IntCounter [],
+    /// Commands by how they ended: accepted, duplicate, refused (the request is wrong),
+    /// not_accepted (nothing was handed to Kafka), unknown (Kafka has not answered in time).
+    gateway_commands_total: IntCounterVec ["outcome"],
 }
 
 impl Metrics {

@@ -13,6 +13,8 @@ pub struct GatewayConfig {
     /// Whether who says nothing about themselves may do everything.
     pub anonymous: bool,
     pub api_keys: Vec<ApiKey>,
+    /// None: tokens are not taken.
+    pub jwt: Option<JwtConfig>,
     /// Origins whose pages may speak to the gateway: `https://app.example.com`, or `*`.
     pub allowed_origins: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
@@ -68,4 +70,19 @@ pub struct Search {
     pub collection: String,
     pub name: String,
     pub template: SearchTemplate,
+}
+
+/// Whose tokens are taken, and what they open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtConfig {
+    /// The issuer's public keys, as a JSON Web Key Set.
+    pub jwks_file: PathBuf,
+    pub issuer: String,
+    pub audience: String,
+    /// The claim with the only session that a token speaks for.
+    pub session_claim: String,
+    /// Globs of topics.
+    pub commands: Vec<String>,
+    /// Globs of collections, within those of the gateway.
+    pub collections: Vec<String>,
 }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::KafkaConfig;
 use crate::config::gateway::GatewayConfig;
+use crate::gateway::claims::desk::Desk;
 use crate::gateway::subscribers::Subscribers;
 use crate::gateway::window::{Event, History, Key, Limits, Window};
 use crate::kafka::feedback::Feedback;
@@ -77,6 +78,8 @@ pub struct Backplane {
     /// The next offset to be read.
     reached: watch::Sender<i64>,
     sender: FeedbackSender,
+    /// Who is to produce which command.
+    pub claims: Desk,
     subscribers_max: usize,
     limits: Limits,
     metrics: Metrics,
@@ -102,6 +105,7 @@ impl Backplane {
         Ok(Self {
             room: Mutex::new(Room { window, subscribers: Subscribers::default() }),
             reached: watch::Sender::new(0),
+            claims: Desk::new(gateway),
             sender: FeedbackSender::new(kafka, gateway.command_timeout, metrics.clone())?,
             subscribers_max: gateway.subscribers_max,
             limits,
@@ -168,6 +172,9 @@ impl Backplane {
             tracing::debug!(%error, offset, "not ours, or of a newer version");
             None
         });
+        if let Some(feedback) = &feedback {
+            self.claims.hear(feedback, at_ms);
+        }
         let event = match feedback {
             Some(it) => room.window.push((offset, at_ms), it, value.len()),
             None => {
@@ -230,8 +237,10 @@ async fn open(
     gateway: &GatewayConfig,
     next: i64,
 ) -> Result<(StreamConsumer<Quiet>, i64, i64), BackplaneError> {
-    let wanted = WantedTopic::of_feedback(kafka, gateway.feedback_retention);
-    topics::ensure_topics(kafka, &[wanted], false).await?;
+    let mut wanted = vec![WantedTopic::of_feedback(kafka, gateway.feedback_retention)];
+    // Where commands go is made too: else the first of them would be refused.
+    wanted.extend(gateway.commands.iter().map(|it| WantedTopic::of_events(kafka, &it.topic)));
+    topics::ensure_topics(kafka, &wanted, false).await?;
     let own = [
         // Never joined and never committed to: librdkafka asks for one, and access rights are
         // usually given by it.

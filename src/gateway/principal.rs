@@ -1,4 +1,5 @@
-//! Who asks, and what they may: API keys, known by their SHA-256.
+//! Who asks, and what they may: API keys, known by their SHA-256, and tokens that somebody else
+//! has signed ([`crate::gateway::jwt`]).
 //!
 //! Keys are looked up by their hash, so that how long it takes tells nothing about a key; the
 //! config has no key that could leak.
@@ -11,6 +12,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::gateway::GatewayConfig;
+use crate::gateway::jwt::TokenVerifier;
 use crate::gateway::problem::Problem;
 
 /// What is longer is no credential of ours, and not worth to be hashed.
@@ -43,6 +45,7 @@ impl Principal {
 pub struct Doorkeeper {
     keys: HashMap<[u8; 32], Principal>,
     anonymous: Option<Principal>,
+    tokens: Option<(Arc<TokenVerifier>, Principal)>,
 }
 
 impl Doorkeeper {
@@ -59,7 +62,16 @@ impl Doorkeeper {
             .map(|it| (it.sha256, principal(&it.name, &it.commands, &it.collections)))
             .collect();
         let anonymous = config.anonymous.then(|| principal("anonymous", &all, &all));
-        Self { keys, anonymous }
+        let tokens = config.jwt.as_ref().map(|it| {
+            let anybody = principal("", &it.commands, &it.collections);
+            (Arc::new(TokenVerifier::new(it.clone())), anybody)
+        });
+        Self { keys, anonymous, tokens }
+    }
+
+    /// What checks tokens, if they are taken.
+    pub fn tokens(&self) -> Option<&Arc<TokenVerifier>> {
+        self.tokens.as_ref().map(|(verifier, _)| verifier)
     }
 
     /// Lets in or says why not. `token`: what the query string has instead of a header.
@@ -77,7 +89,16 @@ impl Doorkeeper {
         let known = (credential.len() <= CREDENTIAL_MAX)
             .then(|| self.keys.get(&<[u8; 32]>::from(Sha256::digest(credential))))
             .flatten();
-        known.cloned().ok_or_else(|| unauthorized("this credential is not known here"))
+        match (known, &self.tokens) {
+            (Some(known), _) => Ok(known.clone()),
+            (None, Some((verifier, anybody))) if is_token(credential) => {
+                let subject = verifier.verify(credential);
+                let subject = subject.map_err(|it| unauthorized(&it.to_string()))?;
+                let session = Some(subject.session_id.into());
+                Ok(Principal { name: subject.name.into(), session, ..anybody.clone() })
+            }
+            (None, _) => Err(unauthorized("this credential is not known here")),
+        }
     }
 }
 
@@ -96,6 +117,11 @@ fn credential(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         Some(value) if value.to_str().is_err() => Err(unauthorized("a credential is ASCII")),
         key => Ok(key.and_then(|it| it.to_str().ok())),
     }
+}
+
+/// Whether it looks like a token: three parts.
+fn is_token(credential: &str) -> bool {
+    credential.len() <= CREDENTIAL_MAX && credential.split('.').count() == 3
 }
 
 fn unauthorized(detail: &str) -> Problem {

@@ -73,6 +73,12 @@ pub fn not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")
 }
 
+/// A defect of ours; the log has it.
+pub fn internal() -> Problem {
+    let detail = "something is wrong here; it is in the log";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+}
+
 /// A route, and not with this method.
 pub fn wrong_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "not with this method")

@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
-use crate::gateway::{Gateway, documents, search};
+use crate::gateway::{Gateway, commands, documents, search};
 
 /// OpenAPI 3.1.
 const DESCRIPTION: &str = include_str!("openapi.json");
@@ -16,6 +16,7 @@ const DESCRIPTION: &str = include_str!("openapi.json");
 pub fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Gateway>>)> {
     vec![
         ("/v1/openapi.json", "get", get(description)),
+        ("/v1/commands/{topic}", "post", post(commands::post)),
         ("/v1/collections/{collection}/documents", "get", get(documents::find)),
         ("/v1/collections/{collection}/documents/{id}", "get", get(documents::read)),
         ("/v1/collections/{collection}/_search/{name}", "get", get(search::by_query)),

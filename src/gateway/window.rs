@@ -308,7 +308,7 @@ fn correlations_of(feedback: &Feedback) -> Vec<&str> {
 
 fn identity_of(feedback: &Feedback) -> Option<&str> {
     match feedback {
-        Feedback::Claimed(it) => Some(&it.identity),
+        Feedback::Claimed(it) => it.identity.as_deref(),
         Feedback::Accepted(it) => it.identity.as_deref(),
         Feedback::Document(_) | Feedback::Response(_) | Feedback::Hop(_) => None,
     }

@@ -39,9 +39,13 @@ pub enum Feedback {
 /// Somebody is about to produce a command: the first claim of an identity in the log wins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claimed {
-    /// What makes two requests one command: a hash, in hex.
-    pub identity: String,
-    /// Hash of the body, in hex: the same identity with another body is a mistake.
+    /// What makes two requests one command: a hash, in hex. None: only the latest command of the
+    /// target can be the same.
+    #[serde(default)]
+    pub identity: Option<String>,
+    /// The document that it is for: a hash, in hex.
+    pub target: String,
+    /// Hash of what is in the body, in hex: the same identity with another body is a mistake.
     pub request: String,
     /// The command's own id.
     pub command: String,

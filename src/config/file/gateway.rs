@@ -7,7 +7,7 @@ use std::time::Duration;
 use globset::Glob;
 
 use super::{DAY, WAIT, checked, count, required};
-use crate::config::gateway::{ApiKey, CommandTopic, GatewayConfig, Search};
+use crate::config::gateway::{ApiKey, CommandTopic, GatewayConfig, JwtConfig, Search};
 use crate::config::search_template::SearchTemplate;
 use crate::mapping::file::collection_name;
 use crate::mistake::written::{Source, Table};
@@ -34,6 +34,7 @@ pub(super) fn gateway(
     });
     let anonymous = table.take_bool("anonymous");
     let api_keys = api_keys(source, table.take_tables("api_keys"));
+    let jwt = jwt(source, &mut table, folder);
     let commands = command_topics(source, table.take_tables("commands"), topic_prefix);
     let searches = searches(source, table.take_tables("searches"));
     let allowed_origins = strings(source, &mut table, "allowed_origins", origin);
@@ -59,6 +60,7 @@ pub(super) fn gateway(
         listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8081))),
         anonymous: anonymous.unwrap_or(false),
         api_keys,
+        jwt,
         allowed_origins: allowed_origins.unwrap_or_default(),
         trusted_proxies: trusted_proxies.unwrap_or_default(),
         commands,
@@ -114,6 +116,35 @@ fn api_keys(source: &Source<'_>, tables: Vec<Table<'_, '_>>) -> Vec<ApiKey> {
         });
     }
     all
+}
+
+fn jwt(source: &Source<'_>, gateway: &mut Table<'_, '_>, folder: &Path) -> Option<JwtConfig> {
+    let is_there = gateway.key_span("jwt").is_some();
+    let mut table = gateway.take_table("jwt");
+    if !is_there {
+        table.finish();
+        return None;
+    }
+    let some = |it: &str| match it.is_empty() {
+        true => Err("must not be empty: it is what a token is checked against".to_owned()),
+        false => Ok(it.to_owned()),
+    };
+    let file = required(source, &mut table, ("jwks_file", "\"jwks.json\""), some);
+    let issuer = required(source, &mut table, ("issuer", "\"https://id.example.com\""), some);
+    let audience = required(source, &mut table, ("audience", "\"onelog\""), some);
+    let session_claim = checked(source, table.take_string("session_claim"), some);
+    let commands = strings(source, &mut table, "commands", glob);
+    let collections = strings(source, &mut table, "collections", glob);
+    table.finish();
+    let all_of_them = || vec!["*".to_owned()];
+    Some(JwtConfig {
+        jwks_file: folder.join(file?),
+        issuer: issuer?,
+        audience: audience?,
+        session_claim: session_claim.unwrap_or_else(|| "sid".to_owned()),
+        commands: commands.unwrap_or_else(all_of_them),
+        collections: collections.unwrap_or_else(all_of_them),
+    })
 }
 
 fn command_topics(
@@ -296,6 +327,8 @@ mod tests {
                 "body must be JSON",
             ),
             ("[[gateway.api_keys]]\nname = \"web\"", "sha256 is missing"),
+            ("[gateway.jwt]\nissuer = \"i\"\naudience = \"a\"", "jwks_file is missing"),
+            ("[gateway.jwt]\njwks_file = \"j\"\nissuer = \"i\"\naudience = \"\"", "not be empty"),
             ("[[gateway.api_keys]]\nname = \"web\"\nsha256 = \"S3cret\"", "64 hexadecimal digits"),
             ("[[gateway.api_keys]]\nname = \"a\\nb\"", "name must be"),
         ];

@@ -103,6 +103,7 @@ const KEYS: [(&str, &[&str]); 8] = [
             "listen",
             "anonymous",
             "api_keys",
+            "jwt",
             "commands",
             "searches",
             "allowed_origins",

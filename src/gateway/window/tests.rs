@@ -22,7 +22,8 @@ fn accepted(correlation: u8, session: Option<u8>) -> Feedback {
 
 fn claimed(identity: u8) -> Feedback {
     Feedback::Claimed(Claimed {
-        identity: format!("i{identity}"),
+        identity: Some(format!("i{identity}")),
+        target: String::new(),
         request: "r".to_owned(),
         command: "c".to_owned(),
         document_id: "d".to_owned(),

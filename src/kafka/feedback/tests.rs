@@ -103,7 +103,8 @@ fn clients_see_neither_identities_nor_our_own_words() {
     assert_eq!(kind, "accepted");
     assert!(!text.contains("identity") && text.contains("\"k-1\""), "{text}");
     let claimed = Claimed {
-        identity: "ab".to_owned(),
+        identity: Some("ab".to_owned()),
+        target: "ef".to_owned(),
         request: "cd".to_owned(),
         command: "c".to_owned(),
         document_id: "d".to_owned(),

@@ -1,0 +1,163 @@
+//! STAGE: commands -> Kafka, each with its own answer, for somebody who waits for it.
+//!
+//! Unlike capture's producer, which sends everything again for ever, this one gives up: a person
+//! waits. What it must never do is to say "no" and deliver later. librdkafka can't take a record
+//! back once a request with it is on its way, so a record that timed out may be in Kafka, or get
+//! there within the time-out of its request: [`SendError::Unknown`], and never another error.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+
+use crate::config::KafkaConfig;
+use crate::kafka::settings::{self, Quiet};
+
+/// Most records that wait for Kafka: as many as clients that wait, which connections limit.
+const QUEUE_RECORDS: &str = "10000";
+
+/// Most bytes of them. Kafka away and commands at full size would fill it within the time-out;
+/// then the next are refused at once.
+const QUEUE_KILOBYTES: &str = "32768";
+
+/// A command's record.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandRecord<'a> {
+    pub topic: &'a str,
+    pub key: &'a str,
+    pub value: &'a str,
+    pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// Why a record has no acknowledgement.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error("Kafka's queue is full; it is away or too slow")]
+    QueueFull,
+    #[error("the topic takes no record of this size; raise its max.message.bytes")]
+    TooLarge,
+    /// It is in no topic, and will be in none.
+    #[error("Kafka refuses the record")]
+    Refused(#[source] KafkaError),
+    /// It may be in Kafka, or get there soon.
+    #[error("Kafka has not acknowledged the record in time")]
+    Unknown(#[source] KafkaError),
+}
+
+/// See the module.
+pub struct CommandProducer {
+    config: KafkaConfig,
+    timeout: Duration,
+    /// Replaced after a fatal error, after which librdkafka takes no record any more.
+    producer: Mutex<FutureProducer<Quiet>>,
+}
+
+impl CommandProducer {
+    /// One whose records wait no longer than `timeout`, and at most a second more: librdkafka
+    /// looks once a second at what has timed out.
+    ///
+    /// # Errors
+    /// The operator's properties are no properties.
+    pub fn new(config: &KafkaConfig, timeout: Duration) -> Result<Self, KafkaError> {
+        let producer = Mutex::new(create(config, timeout)?);
+        Ok(Self { config: config.clone(), timeout, producer })
+    }
+
+    /// Sends a record and waits for its acknowledgement by all replicas in sync.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send(&self, record: CommandRecord<'_>) -> Result<(), SendError> {
+        let delivered = match self.hand_over(record) {
+            Ok(delivery) => delivery.await,
+            Err(error) => return Err(self.sorted(error, false)),
+        };
+        match delivered {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err((error, _))) => Err(self.sorted(error, true)),
+            Err(_) => Err(SendError::Unknown(KafkaError::Canceled)),
+        }
+    }
+
+    /// Sends a record that nobody waits for: losing it costs some time and no command.
+    pub fn tell(&self, record: CommandRecord<'_>) {
+        if let Err(error) = self.hand_over(record) {
+            tracing::debug!(%error, topic = record.topic, "a record was not told");
+        }
+    }
+
+    fn hand_over(
+        &self,
+        record: CommandRecord<'_>,
+    ) -> Result<rdkafka::producer::future_producer::DeliveryFuture, KafkaError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
+        }
+        let out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
+        let producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        producer.send_result(out.headers(headers)).map_err(|(error, _)| error)
+    }
+
+    /// What an error says of the record. `queued`: it was in librdkafka's hands.
+    fn sorted(&self, error: KafkaError, queued: bool) -> SendError {
+        self.renew_if_dead();
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => SendError::TooLarge,
+            Some(code) if !queued || is_refusal(code) => SendError::Refused(error),
+            _ => SendError::Unknown(error),
+        }
+    }
+
+    fn renew_if_dead(&self) {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((code, reason)) = producer.client().fatal_error() else { return };
+        tracing::warn!(%code, reason, "kafka's client of the write point is started anew");
+        match create(&self.config, self.timeout) {
+            Ok(new) => *producer = new,
+            Err(error) => tracing::error!(%error, "it does not start"),
+        }
+    }
+}
+
+/// Whether no broker has appended the record, for sure. Whatever is not in this list may be.
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicOrPartition
+            | Code::InvalidTopic
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InvalidRecord
+            | Code::PolicyViolation
+            | Code::PurgeQueue
+    )
+}
+
+fn create(config: &KafkaConfig, timeout: Duration) -> Result<FutureProducer<Quiet>, KafkaError> {
+    let own = [
+        ("acks", "all".to_owned()),
+        // A retry of the client's own must not make two commands of one.
+        ("enable.idempotence", "true".to_owned()),
+        ("max.in.flight.requests.per.connection", "5".to_owned()),
+        ("partitioner", "murmur2_random".to_owned()),
+        // Somebody waits for each record.
+        ("queue.buffering.max.ms", "0".to_owned()),
+        ("queue.buffering.max.messages", QUEUE_RECORDS.to_owned()),
+        ("queue.buffering.max.kbytes", QUEUE_KILOBYTES.to_owned()),
+        // The topic's own limit decides.
+        ("message.max.bytes", "10485760".to_owned()),
+        ("message.timeout.ms", timeout.as_millis().to_string()),
+        // A topic that is not there is said as that, before the time-out.
+        ("topic.metadata.propagation.max.ms", "1000".to_owned()),
+        ("allow.auto.create.topics", "false".to_owned()),
+        ("retry.backoff.ms", "20".to_owned()),
+    ];
+    settings::client_config(config, &own).create_with_context(Quiet)
+}
