@@ -11,19 +11,24 @@ pub mod claims;
 pub mod command_schemas;
 pub mod commands;
 pub mod documents;
+pub mod feedback;
 pub mod fields;
 pub mod files;
 pub mod jwt;
 pub mod limits;
 pub mod listener;
 pub mod page;
+pub mod pipeline;
 pub mod principal;
 pub mod problem;
 pub mod query;
 pub mod reader;
+pub mod refreshes;
+pub mod responses;
 pub mod routes;
 pub mod search;
 pub mod subscribers;
+pub mod wait;
 pub mod window;
 
 use std::sync::Arc;
@@ -32,21 +37,24 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
+use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
+use crate::config::{Config, KafkaConfig};
 use crate::elasticsearch::client::ElasticError;
 use crate::gateway::backplane::{Backplane, BackplaneError, run_backplane};
 use crate::gateway::commands::WritePoint;
 use crate::gateway::files::{Files, run_files};
 use crate::gateway::limits::Limits;
+use crate::gateway::pipeline::Pipeline;
 use crate::gateway::principal::Doorkeeper;
 use crate::gateway::reader::Reader;
+use crate::gateway::responses::run_responses;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -83,6 +91,7 @@ pub struct Gateway {
     pub write_point: Arc<WritePoint>,
     /// What was on the backplane at start is read, and it can be read now.
     pub is_ready: watch::Receiver<bool>,
+    pub pipeline: Pipeline,
     pub metrics: Metrics,
 }
 
@@ -110,17 +119,11 @@ pub async fn run_gateway(
     let doorkeeper = Doorkeeper::new(&gateway);
     let files = Files::new((&config, &gateway), Arc::clone(&write_point), doorkeeper.tokens());
     let (trouble, is_troubled) = watch::channel(Some("files are not read yet".to_owned()));
-    let mut stages = JoinSet::new();
-    let (ready, is_ready) = watch::channel(false);
-    stages.spawn(run_backplane(
-        Arc::clone(&backplane),
-        (config.kafka.clone(), gateway.clone()),
-        ready,
-        shutdown.clone(),
-    ));
+    let (mut stages, is_ready) = start_stages(parts, &backplane, &shutdown);
     let reader = Reader::new(&config.elasticsearch, &gateway)?;
     stages.spawn(run_files(files, trouble, shutdown.clone()));
     let gateway = Arc::new(Gateway {
+        pipeline: Pipeline::new(&config.kafka),
         daemon: config,
         doorkeeper,
         limits: Limits::new(&gateway),
@@ -145,6 +148,21 @@ pub async fn run_gateway(
         // 3. The end that was asked for; what Kafka has by then is told on the backplane.
         () = async { serving.await; write_point.drain().await } => Ok(()),
     }
+}
+
+/// What runs beside the requests; the receiver hears whether feedback can be relied on.
+fn start_stages(
+    (kafka, gateway): (&KafkaConfig, &GatewayConfig),
+    backplane: &Arc<Backplane>,
+    shutdown: &CancellationToken,
+) -> (JoinSet<Result<(), BackplaneError>>, watch::Receiver<bool>) {
+    let mut stages = JoinSet::new();
+    let (ready, is_ready) = watch::channel(false);
+    let ground = || (kafka.clone(), gateway.clone());
+    let (of_gateways, of_robots) = (Arc::clone(backplane), Arc::clone(backplane));
+    stages.spawn(run_backplane(of_gateways, ground(), ready, shutdown.clone()));
+    stages.spawn(run_responses(of_robots, ground(), shutdown.clone()));
+    (stages, is_ready)
 }
 
 /// The first stage that did not end by itself as it should.
@@ -194,7 +212,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
     let guard = from_fn_with_state(Arc::clone(&gateway), limits::guard);
     let cors = cors(&gateway.config.allowed_origins);
     let page = gateway.config.page.clone();
-    let mut routes = Router::new();
+    let mut routes = Router::new().route("/v1/feedback", get(feedback::feedback));
     for (path, _, handler) in routes::routes() {
         routes = routes.route(path, handler);
     }
@@ -205,7 +223,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         // The guard has the limit, and answers as everything here does.
         .layer(DefaultBodyLimit::disable())
         .layer(guard)
-        .route("/healthz", axum::routing::get(|| async { "alive\n" }));
+        .route("/healthz", get(|| async { "alive\n" }));
     let router = match page {
         Some(folder) => router.fallback_service(page::serve(&folder)),
         None => router,

@@ -10,6 +10,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use globset::GlobSet;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::KafkaConfig;
 use crate::config::gateway::GatewayConfig;
 use crate::gateway::claims::desk::Desk;
+use crate::gateway::principal::{Principal, globs};
 use crate::gateway::subscribers::Subscribers;
 use crate::gateway::window::{Event, History, Key, Limits, Window};
 use crate::kafka::feedback::Feedback;
@@ -82,6 +84,10 @@ pub struct Backplane {
     pub claims: Desk,
     subscribers_max: usize,
     limits: Limits,
+    /// Collections that any client may hear of.
+    collections: GlobSet,
+    /// The gateway stops.
+    closed: CancellationToken,
     metrics: Metrics,
 }
 
@@ -109,6 +115,8 @@ impl Backplane {
             sender: FeedbackSender::new(kafka, gateway.command_timeout, metrics.clone())?,
             subscribers_max: gateway.subscribers_max,
             limits,
+            collections: globs(&gateway.collections),
+            closed: CancellationToken::new(),
             metrics,
         })
     }
@@ -130,6 +138,29 @@ impl Backplane {
         let _never_closed = reached.wait_for(|next| *next > offset).await;
     }
 
+    /// The next offset to be read, as it moves.
+    pub fn progress(&self) -> watch::Receiver<i64> {
+        self.reached.subscribe()
+    }
+
+    /// Whether this client may hear of documents of the collection.
+    pub fn may_tell(&self, principal: &Principal, collection: &str) -> bool {
+        self.collections.is_match(collection) && principal.may_read(collection)
+    }
+
+    /// Whether the gateway stops.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Lets all listeners go, who would else hold up the end.
+    fn close(&self) {
+        self.closed.cancel();
+        let mut room = self.room();
+        room.subscribers.clear();
+        self.count(&room);
+    }
+
     /// Looks at what was said of late.
     pub fn look<T>(&self, at: impl FnOnce(&Window) -> T) -> T {
         at(&self.room().window)
@@ -143,7 +174,7 @@ impl Backplane {
         after: Option<i64>,
     ) -> Result<Subscription, Crowded> {
         let mut room = self.room();
-        if room.subscribers.len() >= self.subscribers_max {
+        if room.subscribers.len() >= self.subscribers_max || self.is_closed() {
             return Err(Crowded);
         }
         let history = room.window.history(&key, after);
@@ -311,7 +342,10 @@ pub async fn run_backplane(
             biased;
 
             // 1. The end.
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => {
+                backplane.close();
+                return Ok(());
+            }
             // 2. An outage, or the topic was made anew.
             ended = session => ended,
         };

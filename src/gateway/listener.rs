@@ -15,6 +15,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+#[cfg(target_os = "linux")]
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -29,6 +31,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Before the next try when the process has no more file descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client may leave what was sent to it unread: then the connection is closed, and what
+/// is kept for it goes. Streams have no other end.
+#[cfg(target_os = "linux")]
+const UNREAD_MAX_MS: u32 = 60_000;
 /// How long answers that are under way have when the daemon stops; streams end at once.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -90,6 +96,8 @@ async fn connection(
 ) {
     // Answers are small, and each is awaited by a person.
     let _as_it_is = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _kept_longer = nix::sys::socket::setsockopt(&stream, TcpUserTimeout, &UNREAD_MAX_MS);
     let peer = Peer(peer.ip().to_canonical());
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);

@@ -210,7 +210,9 @@ impl Feedback {
 
     /// As a client may see it. None: it is not for clients.
     pub fn shown(&self) -> Option<(&'static str, String)> {
-        let json = |it: &Self| it.to_json();
+        // A body may have line breaks between its parts, never within a text; where it is shown, a
+        // line may be the end of something.
+        let json = |it: &Self| it.to_json().replace(['\r', '\n'], " ");
         match self {
             Self::Claimed(_) | Self::Hop(_) => None,
             Self::Accepted(it) => {

@@ -113,4 +113,6 @@ fn clients_see_neither_identities_nor_our_own_words() {
         ts_ms: 1,
     };
     assert!(Feedback::Claimed(claimed).shown().is_none());
+    let (_, text) = Feedback::Response(response("{\r\n\"n\":\n1.00}")).shown().unwrap();
+    assert!(text.contains(r#""body":{  "n": 1.00}"#), "one line, and the same JSON: {text}");
 }
