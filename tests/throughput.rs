@@ -26,6 +26,8 @@ mod documents;
 mod drain;
 #[path = "throughput/fan_out.rs"]
 mod fan_out;
+#[path = "throughput/gateway.rs"]
+mod gateway;
 #[path = "throughput/large.rs"]
 mod large;
 #[path = "throughput/load.rs"]
@@ -79,4 +81,10 @@ async fn sweep_of_a_new_collection() {
 #[ignore = "a benchmark: make bench"]
 async fn small_beside_large() {
     beside::measure().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench"]
+async fn gateway_post_to_document() {
+    gateway::measure().await;
 }

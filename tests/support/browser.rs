@@ -60,8 +60,9 @@ impl Browser {
         self.post("/url", json!({"url": url})).await;
     }
 
-    /// The value of a function's body, also of a promise.
-    pub async fn run(&self, script: &str) -> Value {
+    /// The value that an asynchronous function with this body returns.
+    pub async fn run(&self, body: &str) -> Value {
+        let script = format!("return (async () => {{\n{body}\n}})()");
         self.post("/execute/sync", json!({"script": script, "args": []})).await
     }
 

@@ -142,6 +142,10 @@ impl Drop for Bed {
 pub struct Process(Child);
 
 impl Process {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// User and system time so far, in seconds.
     pub fn cpu_seconds(&self) -> f64 {
         cpu_seconds(self.0.id()).unwrap()
