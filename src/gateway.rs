@@ -212,7 +212,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
     let guard = from_fn_with_state(Arc::clone(&gateway), limits::guard);
     let cors = cors(&gateway.config.allowed_origins);
     let page = gateway.config.page.clone();
-    let mut routes = Router::new().route("/v1/feedback", get(feedback::feedback));
+    let mut routes = Router::new();
     for (path, _, handler) in routes::routes() {
         routes = routes.route(path, handler);
     }

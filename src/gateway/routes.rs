@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
-use crate::gateway::{Gateway, commands, documents, search};
+use crate::gateway::{Gateway, commands, documents, feedback, search};
 
 /// OpenAPI 3.1.
 const DESCRIPTION: &str = include_str!("openapi.json");
@@ -17,6 +17,7 @@ pub fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Arc<Gateway>>)>
     vec![
         ("/v1/openapi.json", "get", get(description)),
         ("/v1/commands/{topic}", "post", post(commands::post)),
+        ("/v1/feedback", "get", get(feedback::feedback)),
         ("/v1/collections/{collection}/documents", "get", get(documents::find)),
         ("/v1/collections/{collection}/documents/{id}", "get", get(documents::read)),
         ("/v1/collections/{collection}/_search/{name}", "get", get(search::by_query)),
