@@ -111,6 +111,7 @@ async fn documents_are_read_as_they_were_written() {
     what_is_not_there(&world, &client).await;
     by_the_ids_of_browsers(&world, &client).await;
     searches(&client).await;
+    waits(&world, &client).await;
     assert!(!daemon.log_text().contains("panicked"));
     assert!(daemon.stop().await.success());
 }
@@ -292,6 +293,52 @@ async fn searches(client: &Client) {
     assert!(!refused.body.contains("parse") && !refused.body.contains("exception"), "{refused:?}");
     let other = client.get("/v1/collections/profile_page/_search/by_magic?q=a").await;
     assert_eq!(other.json()["type"], "urn:onelog:problem:not-found");
+}
+
+/// A document is answered once it reflects what its reader has written, and not before.
+async fn waits(world: &World, client: &Client) {
+    let path = "/v1/collections/profile_page/documents/p2";
+    let (postgres, _connection) = world.client().await;
+    // The wait has begun when the command's transaction commits, or has not: both are fine.
+    let write = async {
+        let sql = "BEGIN; SELECT pg_logical_emit_message(true, 'onelog.context', \
+                   '{\"correlation_id\": \"c-1\"}'); \
+                   UPDATE profile SET name = 'Dee One' WHERE key = 'p2'; COMMIT";
+        postgres.batch_execute(sql).await.unwrap();
+    };
+    let query = format!("{path}?wait=30s&correlation_id=c-1&searchable=true");
+    let (answer, ()) = tokio::join!(client.get(&query), write);
+    assert_eq!((answer.status, &answer.json()["name"]), (200, &json!("Dee One")), "{answer:?}");
+    let found = client.get("/v1/collections/profile_page/_search/by_name?q=dee").await;
+    assert_eq!(found.json()["hits"][0]["document"]["name"], "Dee One", "searchable");
+
+    let sql = "WITH changed AS (UPDATE profile SET name = 'Dee Two' WHERE key = 'p2' RETURNING 1) \
+               SELECT pg_current_xact_id()::text FROM changed";
+    let txid: String = postgres.query_one(sql, &[]).await.unwrap().get(0);
+    let answer = client.get(&format!("{path}?wait=30s&txid={txid}&fields=name")).await;
+    assert_eq!((answer.status, &*answer.body), (200, "{\"name\":\"Dee Two\"}"));
+
+    let late = client.get(&format!("{path}?wait=100ms&correlation_id=never")).await;
+    assert_eq!(late.status, 504, "{late:?}");
+    assert!(late.json()["hops"].is_array(), "{late:?}");
+    for collection in ["secret_page", "nothing_page"] {
+        let path = format!("/v1/collections/{collection}/documents/p2?wait=30s&correlation_id=c-1");
+        let answer = client.get(&path).await;
+        assert_eq!(answer.json()["type"], "urn:onelog:problem:not-found");
+    }
+    for query in [
+        "wait=2s",
+        "correlation_id=c-1",
+        "wait=31s&correlation_id=c-1",
+        "wait=soon&correlation_id=c-1",
+        "wait=2s&correlation_id=c-1&txid=1",
+        "wait=2s&txid=x",
+        "wait=2s&min_lsn=x",
+        "wait=2s&txid=1&searchable=maybe",
+        "searchable=true",
+    ] {
+        assert_eq!(client.get(&format!("{path}?{query}")).await.status, 400, "{query}");
+    }
 }
 
 /// Two definitions of a collection, and readers while the alias goes from one to the other.

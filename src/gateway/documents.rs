@@ -1,6 +1,7 @@
 //! The read point: documents by id, and by the ids that a browser has given them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
@@ -16,12 +17,16 @@ use crate::gateway::fields::{Selection, has};
 use crate::gateway::principal::Principal;
 use crate::gateway::problem::{self, Problem};
 use crate::gateway::query::{Parameters, bad_parameter};
+use crate::gateway::wait::{Document, Token, Waited, until_reflected};
 use crate::json::{Object, push_string};
+use crate::kafka::feedback::Feedback;
 
 /// A browser asks for its own few documents; a list of a table is what searches are for.
 const FOUND_MAX: usize = 100;
 /// The fields that a document has its makers' ids in.
 const IDS: [&str; 2] = ["document_id", "session_id"];
+/// What to wait for, and how long.
+const WAIT: [&str; 5] = ["wait", "correlation_id", "txid", "min_lsn", "searchable"];
 /// Ids of our clients have at most 128 characters, those of others may be longer.
 const ID_BYTES_MAX: usize = 512;
 
@@ -39,10 +44,70 @@ pub async fn read(
     // An id that is no UTF-8 is none that a document could have.
     let Path((collection, id)) = path.map_err(|_| problem::not_found())?;
     let alias = gateway.reader.alias(&principal, &collection)?;
-    let parameters = Parameters::read(&uri, |it| it == "fields")?;
+    let parameters = Parameters::read(&uri, |it| it == "fields" || WAIT.contains(&it))?;
     let selection = selection(&parameters)?;
+    if let Some(wanted) = Wanted::read(&parameters, gateway.config.wait_max)? {
+        // An unknown collection is told at once, as a forbidden one is.
+        gateway.reader.document(&alias, &id).await?;
+        let document = Document { collection, id: id.clone() };
+        wanted.wait(&gateway, &principal, &document).await?;
+        if wanted.searchable {
+            gateway.reader.refresh(&alias).await?;
+        }
+    }
     let served = gateway.reader.document(&alias, &id).await?.ok_or_else(no_document)?;
     answer(served, selection.as_ref(), &headers)
+}
+
+/// What a document has to reflect before it is answered, and how long that may take.
+struct Wanted {
+    token: Token,
+    limit: Duration,
+    searchable: bool,
+}
+
+impl Wanted {
+    fn read(parameters: &Parameters, wait_max: Duration) -> Result<Option<Self>, Problem> {
+        let get = |name: &str| parameters.get(name);
+        let token = Token::read(get("correlation_id"), get("txid"), get("min_lsn"))?;
+        let (token, wait) = match (token, get("wait"), get("searchable")) {
+            (None, None, None) => return Ok(None),
+            (Some(token), Some(wait), _) => (token, wait),
+            _ => {
+                return Err(bad_parameter(
+                    "to wait, give wait=2s and one of correlation_id, txid and min_lsn",
+                ));
+            }
+        };
+        let limit = humantime::parse_duration(wait).ok().filter(|it| *it <= wait_max);
+        let limit = limit.ok_or_else(|| {
+            bad_parameter(format!("wait is a time such as 2s or 500ms, at most {wait_max:?}"))
+        })?;
+        let searchable = match get("searchable") {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(bad_parameter("searchable is true or false")),
+        };
+        Ok(Some(Self { token, limit, searchable }))
+    }
+
+    async fn wait(
+        &self,
+        gateway: &Gateway,
+        principal: &Principal,
+        document: &Document,
+    ) -> Result<(), Problem> {
+        let told = (&gateway.backplane, &gateway.pipeline);
+        let waited = until_reflected(told, document, &self.token, self.limit).await;
+        // What a robot says to another session is not for this one.
+        if let (Waited::Failed(event), Some(own)) = (&waited, &principal.session)
+            && let Feedback::Response(response) = &event.feedback
+            && response.session_id.as_deref() != Some(&**own)
+        {
+            return Err(not_yours());
+        }
+        waited.problem().map_or(Ok(()), Err)
+    }
 }
 
 fn answer(
@@ -89,8 +154,7 @@ pub async fn find(
         .as_deref()
         .is_some_and(|own| parameters.get("session_id").is_some_and(|it| it != own))
     {
-        let detail = "this session is not yours";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+        return Err(not_yours());
     }
     let found = gateway.reader.search(&alias, &by_ids(&wanted)).await?;
     let mut found = gateway.reader.found(&found, &alias).await?;
@@ -200,6 +264,10 @@ fn json_response(body: Body) -> Response {
 /// A browser may keep it, and asks each time whether it is still the newest.
 fn private() -> HeaderValue {
     HeaderValue::from_static("private, no-cache")
+}
+
+fn not_yours() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "this session is not yours")
 }
 
 fn no_document() -> Problem {

@@ -21,6 +21,7 @@ use crate::elasticsearch::index::definition::alias_name;
 use crate::elasticsearch::serve::{Found, Lookup, Served, read_found};
 use crate::gateway::principal::{Principal, globs};
 use crate::gateway::problem::{self, Problem};
+use crate::gateway::refreshes::Refreshes;
 use crate::mapping::file::collection_name;
 
 /// A read by id takes a millisecond. Who waits longer than this has gone, or tries again.
@@ -38,6 +39,7 @@ pub struct Reader {
     config: ElasticsearchConfig,
     allowed: GlobSet,
     places: Semaphore,
+    refreshes: Refreshes,
     complained: Mutex<Option<Instant>>,
 }
 
@@ -56,6 +58,7 @@ impl Reader {
             elastic: Elasticsearch::new(&config)?,
             allowed: globs(&gateway.collections),
             places: Semaphore::new(QUESTIONS_MAX),
+            refreshes: Refreshes::default(),
             complained: Mutex::new(None),
             config,
         })
@@ -84,6 +87,14 @@ impl Reader {
             Lookup::Absent => Ok(None),
             Lookup::Found(served) => Ok(Some(served).filter(|_| asked == id)),
         }
+    }
+
+    /// Makes what was written so far findable by searches.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn refresh(&self, alias: &str) -> Result<(), Problem> {
+        self.ask(self.refreshes.refresh(alias, || self.elastic.refresh(alias))).await
     }
 
     /// What a search finds: [`Reader::found`] reads it.
