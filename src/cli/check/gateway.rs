@@ -11,10 +11,10 @@ pub fn check(
     findings: &mut Findings<'_>,
 ) -> std::io::Result<()> {
     let Some(gateway) = &config.gateway else { return Ok(()) };
-    if !gateway.anonymous && gateway.api_keys.is_empty() {
+    if !gateway.anonymous && gateway.api_keys.is_empty() && gateway.jwt.is_none() {
         findings.wrong(
-            "gateway: nobody may come in; add [[gateway.api_keys]], or anonymous = true for one \
-             that everybody may use",
+            "gateway: nobody may come in; add [[gateway.api_keys]] or [gateway.jwt], or anonymous = \
+             true for one that everybody may use",
         )?;
     } else if gateway.anonymous && !gateway.listen.ip().is_loopback() {
         findings.warning(&format!(
