@@ -95,8 +95,40 @@ impl Setting {
             row.get::<_, bool>(0).then_some(())
         })
         .await;
+        if name == "synchronous_standby_names" {
+            commits_wait(&admin).await;
+        }
         setting
     }
+}
+
+/// Until commits wait for a standby: sessions know of the setting before the checkpointer does,
+/// which says whether they wait, and which may be busy.
+async fn commits_wait(admin: &tokio_postgres::Client) {
+    let (writer, _connection) = connect(&server("ONELOG_TEST_POSTGRES")).await;
+    writer.batch_execute("SET synchronous_commit = on").await.expect("a setting");
+    let row = writer.query_one("SELECT pg_backend_pid()", &[]).await.expect("a number");
+    let pid: i32 = row.get(0);
+    let waits =
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
+    super::eventually("commits wait for a standby", super::world::PATIENCE, || async {
+        let commit = writer.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')");
+        let waiting =
+            super::eventually("a commit ends or waits", super::world::PATIENCE, || async {
+                let row = admin.query_one(waits, &[&pid]).await.ok()?;
+                row.get::<_, bool>(0).then_some(())
+            });
+        tokio::select! {
+            biased;
+
+            // 1. It has not waited.
+            _ = commit => None,
+            // 2. It waits.
+            () = waiting => Some(()),
+        }
+    })
+    .await;
+    admin.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("it is let go");
 }
 
 impl Drop for Setting {
