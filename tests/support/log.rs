@@ -1,8 +1,10 @@
 //! Topics as a consumer reads them.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Headers;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -53,12 +55,33 @@ pub fn read_at(brokers: &str, topic: &str) -> Vec<Found> {
             .expect("a partition");
     }
     consumer.assign(&list).expect("assigned");
-    let (mut ends, mut records) = (0, Vec::new());
-    while ends < topic.partitions().len() {
-        let Ok(message) = consumer.poll(PATIENCE).expect("a record or an end") else {
-            ends += 1;
-            continue;
+    // What is there now: where somebody writes all the time, no end would ever be seen.
+    let mut open: BTreeMap<i32, i64> = topic
+        .partitions()
+        .iter()
+        .map(|it| {
+            let ends = consumer.fetch_watermarks(topic.name(), it.id(), PATIENCE);
+            (it.id(), ends.expect("a partition's ends").1)
+        })
+        .collect();
+    let (begun, mut records) = (Instant::now(), Vec::new());
+    while !open.is_empty() {
+        let message = match consumer.poll(PATIENCE).expect("a record or an end") {
+            Ok(message) => message,
+            Err(KafkaError::PartitionEOF(number)) => {
+                open.remove(&number);
+                continue;
+            }
+            // A connection that broke is made anew.
+            Err(error) => {
+                assert!(begun.elapsed() < PATIENCE, "{error}");
+                continue;
+            }
         };
+        let Some(end) = open.get(&message.partition()) else { continue };
+        if message.offset() + 1 >= *end {
+            open.remove(&message.partition());
+        }
         let text = |it: &[u8]| String::from_utf8_lossy(it).into_owned();
         let headers = message.headers().map_or_else(BTreeMap::new, |all| {
             all.iter().map(|it| (it.key.to_owned(), text(it.value.unwrap_or(b"")))).collect()
