@@ -392,10 +392,21 @@ fn copy_mappings(from: &Path, to: &Path) {
     }
 }
 
-/// A loopback address that was free a moment ago.
+/// A loopback address that was free a moment ago: below the ports that outgoing connections get, of
+/// which tests have hundreds, and never the same twice, as nobody listens there yet.
 pub fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").to_string()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 10_000;
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let nth = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", FIRST + start.wrapping_add(nth) % COUNT);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no port is free");
 }
 
 /// How many records of this world's topics the group has not committed yet; None while unknown.
