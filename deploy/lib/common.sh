@@ -219,13 +219,22 @@ runs() {
   grep -qsF -- "-Donelog.stack=$1" "/proc/$pid/cmdline"
 }
 
+# gone PID: has the last of its threads ended? Only then are its ports free; the command line, which
+# `runs` looks at, is empty as soon as the first one ends. Nobody may ever reap it.
+gone() {
+  local threads=("/proc/$1/task/"*)
+  [[ -d /proc/$1 ]] || return 0
+  [[ ${#threads[@]} == 1 ]] && grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
+}
+
 # end FOLDER SIGNAL SECONDS: sends the signal and waits; false when it still runs afterwards.
 end() {
-  local tick
+  local tick pid
   runs "$1" || return 0
-  kill "-$2" "$(< "$1/pid")" 2> /dev/null || true
+  pid=$(< "$1/pid")
+  kill "-$2" "$pid" 2> /dev/null || true
   for ((tick = 0; tick < $3 * 20; tick++)); do
-    runs "$1" || { rm -f "$1/pid"; return 0; }
+    ! gone "$pid" || { rm -f "$1/pid"; return 0; }
     sleep 0.05
   done
   return 1
