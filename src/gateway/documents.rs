@@ -48,7 +48,7 @@ pub async fn read(
     let selection = selection(&parameters)?;
     if let Some(wanted) = Wanted::read(&parameters, gateway.config.wait_max)? {
         // An unknown collection is told at once, as a forbidden one is.
-        gateway.reader.document(&alias, &id).await?;
+        gateway.reader.is_there(&alias).await?;
         let document = Document { collection, id: id.clone() };
         wanted.wait(&gateway, &principal, &document).await?;
         if wanted.searchable {
@@ -267,7 +267,7 @@ fn private() -> HeaderValue {
 }
 
 fn not_yours() -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", "this session is not yours")
+    problem::forbidden("this session is not yours")
 }
 
 fn no_document() -> Problem {

@@ -4,6 +4,8 @@
 //! **Invariant:** a collection that a client may not read, one that there is none of, and an index
 //! of somebody else answer with the same words.
 
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -31,6 +33,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const QUESTIONS_MAX: usize = 128;
 /// A failure that thousands of clients see is logged as one.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+/// A collection that was there so lately still is, for who begins to wait for a document of it.
+const THERE_FOR: Duration = Duration::from_secs(10);
 /// Elasticsearch refuses longer ones when documents are written.
 const ID_BYTES_MAX: usize = 512;
 
@@ -41,6 +45,8 @@ pub struct Reader {
     places: Semaphore,
     refreshes: Refreshes,
     complained: Mutex<Option<Instant>>,
+    /// When each alias was last seen; no name of a client's making comes in.
+    there: std::sync::Mutex<HashMap<String, Instant>>,
 }
 
 impl Reader {
@@ -60,6 +66,7 @@ impl Reader {
             places: Semaphore::new(QUESTIONS_MAX),
             refreshes: Refreshes::default(),
             complained: Mutex::new(None),
+            there: std::sync::Mutex::default(),
             config,
         })
     }
@@ -84,9 +91,48 @@ impl Reader {
         let asked = if (1..=ID_BYTES_MAX).contains(&id.len()) { id } else { "-" };
         match self.ask(self.elastic.serve(alias, asked)).await? {
             Lookup::Unknown => Err(problem::not_found()),
-            Lookup::Absent => Ok(None),
-            Lookup::Found(served) => Ok(Some(served).filter(|_| asked == id)),
+            Lookup::Absent => {
+                self.note(alias);
+                Ok(None)
+            }
+            Lookup::Found(served) => {
+                self.note(alias);
+                Ok(Some(served).filter(|_| asked == id))
+            }
         }
+    }
+
+    /// Whether there is such a collection, as of a moment ago: who waits for a document would
+    /// otherwise cost Elasticsearch two reads.
+    ///
+    /// # Errors
+    /// As [`Reader::document`].
+    pub async fn is_there(&self, alias: &str) -> Result<(), Problem> {
+        let last = self.there().get(alias).copied();
+        if last.is_some_and(|it| it.elapsed() < THERE_FOR) {
+            return Ok(());
+        }
+        match self.ask(self.elastic.is_served(alias)).await? {
+            true => {
+                self.note(alias);
+                Ok(())
+            }
+            false => Err(problem::not_found()),
+        }
+    }
+
+    fn note(&self, alias: &str) {
+        let mut there = self.there();
+        if let Some(last) = there.get_mut(alias) {
+            *last = Instant::now();
+        } else {
+            there.insert(alias.to_owned(), Instant::now());
+        }
+    }
+
+    fn there(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        // Nothing that may panic is done while it is held.
+        self.there.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes what was written so far findable by searches.

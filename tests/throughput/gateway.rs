@@ -1,11 +1,14 @@
 //! From a browser's POST to its readable document, with a robot in between; and what browsers cost
 //! that only listen.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -13,12 +16,16 @@ use tokio::task::JoinSet;
 use crate::bed::{Bed, Names, binary, finished};
 use crate::report::{Aim, Report, histogram, record};
 use crate::scaled;
+use crate::support::log;
 use crate::support::robot::{Kind, Robot};
 use crate::support::world::free_address;
 use crate::support::{eventually, world::PATIENCE};
 
 const PER_SECOND: u64 = 200;
-const WARM_UP_SECONDS: u64 = 5;
+/// Elasticsearch compiles its own code as it runs.
+const WARM_UP_SECONDS: u64 = 30;
+/// One carries out its commands one by one, with a commit for each.
+const ROBOTS: usize = 2;
 const LISTENERS: u64 = 5000;
 const SESSION: &str = "bench";
 
@@ -29,10 +36,11 @@ pub async fn measure() {
     let config = prepared(&bed, &topic, &gateway);
     let daemon = bed.start(&config, &["--only", "capture,translate"]);
     let serving = bed.start(&gateway_alone(&bed, &config), &["--only", "gateway"]);
-    let robot = Robot::start_on(Kind::Plain, &bed.url, &topic, bed.folder.path());
+    let robot = || Robot::start_on(Kind::Plain, &bed.url, &topic, bed.folder.path());
+    let robots: Vec<Robot> = (0..ROBOTS).map(|_| robot()).collect();
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60));
     let client = client.build().unwrap();
-    let write = Write { client, gateway: gateway.clone(), topic };
+    let write = Write { client, gateway: gateway.clone(), topic: topic.clone() };
     let mut nth = u64::MAX;
     eventually("the first document is readable", PATIENCE, || {
         nth -= 1;
@@ -67,7 +75,13 @@ pub async fn measure() {
     let rate = commands as f64 / started.elapsed().as_secs_f64();
     let aims = [(500.0, 100.0), (1000.0, 300.0), (2000.0, 500.0)];
     report.latencies("200 commands/s", &latencies, None, &aims);
-    report.note(&format!("{} commands at {rate:.0} a second.", latencies.len()));
+    report.note(&format!(
+        "{} commands at {rate:.0} a second and {ROBOTS} robots, after {WARM_UP_SECONDS} s of the same.",
+        latencies.len()
+    ));
+    for (hop, latencies) in hops(&log::read(&format!("{}.onelog.feedback", bed.name)), warm_up) {
+        report.latencies(hop, &latencies, None, &[]);
+    }
 
     let quiet = resident_megabytes(&serving);
     let listeners = listen(&gateway).await;
@@ -77,7 +91,7 @@ pub async fn measure() {
     let each = (busy - quiet) * 1e3 / listeners.len() as f64;
     report.row("memory of each of them", each, "kB", Aim::None);
     report.publish();
-    drop((listeners, robot));
+    drop((listeners, robots));
     serving.stop().await;
     daemon.stop().await;
 }
@@ -127,6 +141,44 @@ fn gateway_alone(bed: &Bed, config: &Path) -> std::path::PathBuf {
     let text = format!("{before}[http]\nlisten = \"{}\"{rest}", free_address());
     std::fs::write(&path, text).unwrap();
     path
+}
+
+/// How long each hop took, as the timeline of a command's ids has it.
+fn hops(feedback: &[log::Found], warm_up: u64) -> Vec<(&'static str, Histogram<u64>)> {
+    const HOPS: [&str; 5] = [
+        "claimed → in Kafka",
+        "in Kafka → committed by the robot",
+        "committed → change in Kafka",
+        "change in Kafka → read from Postgres",
+        "read → written to Elasticsearch",
+    ];
+    let mut times: HashMap<String, [Option<i64>; 6]> = HashMap::new();
+    for said in feedback.iter().map(log::Found::json) {
+        let (ids, found): (Vec<&Value>, &[(usize, &str)]) = match said["kind"].as_str() {
+            Some("claimed") => (vec![&said["correlation_id"]], &[(0, "ts_ms")]),
+            Some("accepted") => (vec![&said["correlation_id"]], &[(1, "ts_ms")]),
+            Some("document") => (
+                said["correlation_ids"].as_array().unwrap().iter().collect(),
+                &[(2, "commit_ts_ms"), (3, "log_ts_ms"), (4, "read_ts_ms"), (5, "ts_ms")],
+            ),
+            _ => continue,
+        };
+        for id in ids.into_iter().filter_map(Value::as_str) {
+            let times = times.entry(id.to_owned()).or_default();
+            for (at, field) in found {
+                times[*at] = times[*at].or(said[field].as_i64());
+            }
+        }
+    }
+    let measured = (warm_up..).map_while(|nth| times.get(&format!("c{nth}")));
+    let mut hops = HOPS.map(|it| (it, histogram()));
+    for times in measured {
+        for (nth, (_, latencies)) in hops.iter_mut().enumerate() {
+            let (Some(from), Some(to)) = (times[nth], times[nth + 1]) else { continue };
+            record(latencies, Duration::from_millis(u64::try_from(to - from).unwrap_or(0)));
+        }
+    }
+    hops.into()
 }
 
 /// What a browser does.
