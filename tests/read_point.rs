@@ -11,7 +11,7 @@ use elasticsearch::http::Method;
 use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::eventually;
-use support::gateway::{Answer, ask, configure, listening};
+use support::gateway::{Answer, ask, configure, listening, sha256};
 use support::world::{PATIENCE, Wishes, World};
 
 const SETUP: &str = "
@@ -62,11 +62,6 @@ name = "by_birth"
 body = '''{"query": {"range": {"born": {"gte": "{{since}}"}}},
            "aggs": {"most": {"max": {"field": "amount"}}}}'''
 "#;
-
-fn sha256(text: &str) -> String {
-    use sha2::{Digest as _, Sha256};
-    Sha256::digest(text).iter().map(|it| format!("{it:02x}")).collect()
-}
 
 /// Who asks, and where.
 struct Client {

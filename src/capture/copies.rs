@@ -28,8 +28,7 @@ use crate::config::{Config, CopyMode};
 use crate::copies::{Asked, Desk, Refusal, Wish};
 use crate::kafka::chunk::CopyWord;
 use crate::kafka::copy_record::{CopyRecord, CopyState};
-use crate::kafka::delivery::now_us;
-use crate::kafka::producer::POSTGRES_EPOCH_US;
+use crate::kafka::delivery::now_ms;
 use crate::kafka::progress_record;
 use crate::kafka::side::{SideError, SideProducer};
 use crate::lsn::Lsn;
@@ -358,10 +357,6 @@ impl Copies {
         metrics.copies_waiting.set(gauge(waiting));
         metrics.copy_left_seconds.set(i64::try_from(left).unwrap_or(i64::MAX));
     }
-}
-
-fn now_ms() -> i64 {
-    now_us().saturating_add(POSTGRES_EPOCH_US) / 1000
 }
 
 fn told(error: &dyn std::error::Error) -> String {

@@ -2,13 +2,14 @@
 //! vain learns where it stands. Only where there is a gateway.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::causes::with_causes;
 use crate::config::Config;
+use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{Feedback, Hop, Role, State};
 use crate::kafka::feedback_sender::{self, FeedbackSender};
 use crate::lsn::Lsn;
@@ -17,11 +18,6 @@ use crate::metrics::Metrics;
 const HOP_EVERY: Duration = Duration::from_secs(1);
 /// Before the next try to make the topic: what hinders it hinders capture too, and is said there.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
 
 /// Tells until `shutdown`, and then that we stop.
 pub(super) async fn run_hops(config: Arc<Config>, metrics: Metrics, shutdown: CancellationToken) {
@@ -52,14 +48,11 @@ fn tell(sender: &FeedbackSender, metrics: &Metrics) {
     }
     let streaming = metrics.capture_streaming.get() > 0;
     let confirmed = u64::try_from(metrics.capture_confirmed_lsn.get()).unwrap_or(0);
+    let state = if streaming { State::Running } else { State::Waiting };
     sender.offer(&Feedback::Hop(Hop {
-        role: Role::Capture,
-        instance: sender.instance().to_owned(),
-        state: if streaming { State::Running } else { State::Waiting },
         lag_seconds: streaming.then(|| metrics.capture_lag_seconds.get()),
-        lag_records: None,
         lag_bytes: streaming.then(|| metrics.capture_lag_bytes.get()),
         lsn: Some(Lsn(confirmed)).filter(|it| *it > Lsn(0)),
-        ts_ms: now_ms(),
+        ..Hop::new((Role::Capture, sender.instance()), state, now_ms())
     }));
 }

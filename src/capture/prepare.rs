@@ -12,9 +12,9 @@ use std::collections::HashSet;
 use crate::capture::declared::{self, DeclaredError};
 use crate::capture::{DELIVERY_SLACK, database, read_record};
 use crate::config::{Config, KafkaConfig};
-use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
+use crate::kafka::delivery::{LogProducer, ProduceError, now_ms};
 use crate::kafka::envelope::OutRecord;
-use crate::kafka::producer::{AHEAD_MAX, POSTGRES_EPOCH_US};
+use crate::kafka::producer::AHEAD_MAX;
 use crate::kafka::progress_record::{self, ProgressReadError, ProgressRecord};
 use crate::kafka::topics::{self, TopicAction, TopicError, WantedTopic};
 use crate::lsn::Lsn;
@@ -279,7 +279,7 @@ async fn write_record(
         clean,
         exactly_once,
         run_id: producer.run_id().to_owned(),
-        at_ms: now_us().saturating_add(POSTGRES_EPOCH_US) / 1000,
+        at_ms: now_ms(),
     };
     let (topic, value) = (config.kafka.progress_topic(), record.to_json());
     let key = progress_record::slot_key(&config.postgres.slot_name);

@@ -56,6 +56,19 @@ pub struct ApiKey {
     pub collections: Vec<String>,
 }
 
+/// 32 bytes of 64 hexadecimal digits.
+pub fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
 /// A topic that takes commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandTopic {

@@ -8,8 +8,9 @@
 //! under which events are taken in, so that it misses none and hears none twice.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use axum::http::StatusCode;
 use globset::GlobSet;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -22,8 +23,10 @@ use crate::config::KafkaConfig;
 use crate::config::gateway::GatewayConfig;
 use crate::gateway::claims::desk::Desk;
 use crate::gateway::principal::{Principal, globs};
+use crate::gateway::problem::Problem;
 use crate::gateway::subscribers::Subscribers;
 use crate::gateway::window::{Event, History, Key, Limits, Window};
+use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::Feedback;
 use crate::kafka::feedback_sender::{FeedbackSender, PublishError};
 use crate::kafka::settings::{self, Quiet};
@@ -62,12 +65,6 @@ impl BackplaneError {
     }
 }
 
-/// Milliseconds since the Unix epoch.
-pub fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
-
 #[derive(Debug)]
 struct Room {
     window: Window,
@@ -95,6 +92,13 @@ pub struct Backplane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this gateway has as many listeners as [gateway] subscribers_max allows")]
 pub struct Crowded;
+
+impl Crowded {
+    /// 503.
+    pub fn problem(self) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "crowded", self.to_string()).retry_after(5)
+    }
+}
 
 impl Backplane {
     pub fn new(

@@ -26,6 +26,8 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::config::gateway::parse_sha256;
+
 /// SHA-256 of what makes two things the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sameness([u8; 32]);
@@ -44,15 +46,7 @@ impl Sameness {
 
     /// From 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.as_bytes();
-        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-            return None;
-        }
-        let mut bytes = [0; 32];
-        for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
-            *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-        }
-        Some(Self(bytes))
+        parse_sha256(text).map(Self)
     }
 }
 

@@ -32,7 +32,7 @@ use crate::causes::with_causes;
 use crate::config::KafkaConfig;
 use crate::config::gateway::{CommandTopic, GatewayConfig};
 use crate::gateway::Gateway;
-use crate::gateway::backplane::{Backplane, now_ms};
+use crate::gateway::backplane::Backplane;
 use crate::gateway::claims::{Claim, Ids, Sameness, Verdict};
 use crate::gateway::command_schemas::CurrentSchemas;
 use crate::gateway::commands::answer::{Outcome, Refusal, accepted};
@@ -41,6 +41,7 @@ use crate::gateway::commands::headers::Given;
 use crate::gateway::principal::Principal;
 use crate::gateway::problem::{self, Problem};
 use crate::kafka::command_producer::{CommandProducer, CommandRecord, SendError};
+use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{Accepted, Claimed, Feedback};
 use crate::metrics::Metrics;
 
@@ -138,13 +139,13 @@ fn wanted(
     bytes: Bytes,
 ) -> Result<Wanted, Problem> {
     if !principal.may_command(&topic.topic) {
-        return Err(answer::forbidden("this key may not send commands to this topic"));
+        return Err(problem::forbidden("this key may not send commands to this topic"));
     }
     let given = Given::parse(headers).map_err(|it| answer::bad_header(&it))?;
     let body = CommandBody::parse(&bytes).map_err(|it| answer::bad_body(&it))?;
     let session_id = match (&principal.session, &body.session_id) {
         (Some(own), Some(said)) if **own != **said => {
-            return Err(answer::forbidden("session_id is not the session of your token"));
+            return Err(problem::forbidden("session_id is not the session of your token"));
         }
         (Some(own), _) => Some(own.to_string()),
         (None, said) => said.clone(),

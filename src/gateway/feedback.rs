@@ -26,7 +26,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::gateway::Gateway;
 use crate::gateway::backplane::{Backplane, Subscription};
 use crate::gateway::principal::Principal;
-use crate::gateway::problem::{self, Problem};
+use crate::gateway::problem::{self, Problem, forbidden};
+use crate::gateway::query::{Parameters, bad_parameter};
 use crate::gateway::window::{Event, Key};
 use crate::kafka::feedback::Feedback;
 
@@ -81,39 +82,34 @@ struct Asked {
     after: Option<i64>,
 }
 
-fn bad(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail)
-}
-
-fn forbidden(detail: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
-}
-
 impl Asked {
     fn read(uri: &Uri, headers: &HeaderMap) -> Result<Self, Problem> {
         const KNOWN: [&str; 6] =
             ["session_id", "correlation_id", "collection", "id", "last_event_id", "access_token"];
-        let mut given: Vec<(String, String)> = Vec::new();
-        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or("").as_bytes()) {
-            let known = KNOWN.contains(&&*name) && given.iter().all(|(it, _)| *it != *name);
-            if !known || (name != "access_token" && !(1..=ID_BYTES_MAX).contains(&value.len())) {
-                return Err(bad(format!("give each of {} once at most", KNOWN[..5].join(", "))));
-            }
-            given.push((name.into_owned(), value.into_owned()));
+        let wrong =
+            || bad_parameter(format!("give each of {} once at most", KNOWN[..5].join(", ")));
+        let given = Parameters::read(uri, |it| KNOWN.contains(&it)).map_err(|_| wrong())?;
+        let fits = |it: &str| (1..=ID_BYTES_MAX).contains(&it.len());
+        if given.iter().any(|(name, it)| name != "access_token" && !fits(it)) {
+            return Err(wrong());
         }
-        let get = |name: &str| given.iter().find(|(it, _)| it == name).map(|(_, it)| it.clone());
+        let get = |name: &str| given.get(name).map(str::to_owned);
         let key = match (get("session_id"), get("correlation_id"), get("collection"), get("id")) {
             (Some(session), None, None, None) => Key::Session(session),
             (None, Some(correlation), None, None) => Key::Correlation(correlation),
             (None, None, Some(collection), Some(id)) => Key::Document { collection, id },
-            _ => return Err(bad("give session_id, or correlation_id, or collection and id")),
+            _ => {
+                return Err(bad_parameter(
+                    "give session_id, or correlation_id, or collection and id",
+                ));
+            }
         };
         // What a browser sends by itself when it connects again is newer than its URL.
         let last = headers.get("last-event-id").map(|it| it.to_str().unwrap_or("?").to_owned());
         let last = last.filter(|it| !it.is_empty()).or_else(|| get("last_event_id"));
         let after = last.map(|it| it.parse::<i64>().ok().filter(|it| 0 <= *it));
         match after {
-            Some(None) => Err(bad("the last event's id is a number that we have given")),
+            Some(None) => Err(bad_parameter("the last event's id is a number that we have given")),
             after => Ok(Self { key, after: after.flatten() }),
         }
     }
@@ -162,10 +158,8 @@ async fn listen(
         unknown = timeout(CATCH_UP_MAX, backplane.reached(last)).await.is_err();
         after = after.filter(|_| !unknown);
     }
-    let subscription = backplane.subscribe(key.clone(), after).map_err(|crowded| {
-        let detail = crowded.to_string();
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "crowded", detail).retry_after(5)
-    })?;
+    let subscription =
+        backplane.subscribe(key.clone(), after).map_err(|crowded| crowded.problem())?;
     let history: VecDeque<Arc<Event>> = subscription.history.events.iter().cloned().collect();
     let before = |it: &Arc<Event>| it.offset - 1;
     let next = backplane.look(|it| it.next());

@@ -30,12 +30,14 @@ type Ends = Vec<(String, i32, i64)>;
 /// every partition.
 pub struct Pipeline {
     kafka: KafkaConfig,
-    asking: Mutex<()>,
+    /// Made with the first question, and kept: a client of its own for each would connect anew
+    /// five times a second.
+    asking: Mutex<Option<BaseConsumer<Quiet>>>,
 }
 
 impl Pipeline {
     pub fn new(kafka: &KafkaConfig) -> Self {
-        Self { kafka: kafka.clone(), asking: Mutex::new(()) }
+        Self { kafka: kafka.clone(), asking: Mutex::new(None) }
     }
 
     /// Returns once everything that was committed before `lsn` has been handled. The caller limits
@@ -46,12 +48,21 @@ impl Pipeline {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             looks.tick().await;
-            let _turn = self.asking.lock().await;
-            let (kafka, known) = (self.kafka.clone(), ends.take());
-            let asked = tokio::task::spawn_blocking(move || left(&kafka, known)).await;
-            match asked {
-                Ok(Ok(left)) if left.is_empty() => return,
-                Ok(Ok(left)) => ends = Some(left),
+            let mut asking = self.asking.lock().await;
+            let (kafka, kept, known) = (self.kafka.clone(), asking.take(), ends.take());
+            let asked = tokio::task::spawn_blocking(move || {
+                let consumer = kept.map_or_else(|| consumer(&kafka), Ok)?;
+                let left = left(&kafka, &consumer, known)?;
+                Ok::<_, KafkaError>((consumer, left))
+            });
+            match asked.await {
+                Ok(Ok((consumer, left))) => {
+                    *asking = Some(consumer);
+                    if left.is_empty() {
+                        return;
+                    }
+                    ends = Some(left);
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "how far the translators are is not known")
                 }
@@ -78,16 +89,22 @@ async fn captured(backplane: &Backplane, lsn: Lsn) {
     }
 }
 
+/// Asks what the group has committed, and never joins it.
+fn consumer(kafka: &KafkaConfig) -> Result<BaseConsumer<Quiet>, KafkaError> {
+    let own = [("group.id", kafka.group_id.clone())];
+    settings::client_config(kafka, &own).create_with_context(Quiet)
+}
+
 /// What of `ends` the group has not committed yet; without them, of the topics' ends as of now.
 /// Blocks.
-fn left(kafka: &KafkaConfig, ends: Option<Ends>) -> Result<Ends, KafkaError> {
-    // Never joined: it is asked what it has committed.
-    let own = [("group.id", kafka.group_id.clone())];
-    let consumer: BaseConsumer<Quiet> =
-        settings::client_config(kafka, &own).create_with_context(Quiet)?;
+fn left(
+    kafka: &KafkaConfig,
+    consumer: &BaseConsumer<Quiet>,
+    ends: Option<Ends>,
+) -> Result<Ends, KafkaError> {
     let places: Vec<(String, i32)> = match &ends {
         Some(ends) => ends.iter().map(|(topic, number, _)| (topic.clone(), *number)).collect(),
-        None => table_partitions(&consumer, kafka)?,
+        None => table_partitions(consumer, kafka)?,
     };
     let mut wanted = TopicPartitionList::with_capacity(places.len());
     for (topic, number) in &places {

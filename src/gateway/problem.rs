@@ -68,6 +68,11 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Somebody we know, who may not do this.
+pub fn forbidden(detail: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
+}
+
 /// No route, or none that this client may know of.
 pub fn not_found() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "there is nothing here")

@@ -12,10 +12,12 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use crate::gateway::backplane::{Backplane, Crowded, now_ms};
+use crate::gateway::backplane::{Backplane, Crowded};
 use crate::gateway::pipeline::Pipeline;
 use crate::gateway::problem::Problem;
+use crate::gateway::query::bad_parameter;
 use crate::gateway::window::{Event, Key, Window};
+use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{DocumentNews, Feedback, Hop, Response, Role, State, Status};
 use crate::lsn::Lsn;
 
@@ -43,22 +45,21 @@ impl Token {
         txid: Option<&str>,
         min_lsn: Option<&str>,
     ) -> Result<Option<Self>, Problem> {
-        let bad = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", detail);
         match (correlation_id, txid, min_lsn) {
             (None, None, None) => Ok(None),
             (Some(id), None, None) if (1..=128).contains(&id.len()) => {
                 Ok(Some(Self::Correlation(id.to_owned())))
             }
-            (Some(_), None, None) => Err(bad("a correlation_id has 1 to 128 characters")),
+            (Some(_), None, None) => Err(bad_parameter("a correlation_id has 1 to 128 characters")),
             (None, Some(txid), None) => match txid.parse() {
                 Ok(txid) => Ok(Some(Self::Txid(txid))),
-                Err(_) => Err(bad("txid is a number, as SELECT onelog.token() gives it")),
+                Err(_) => Err(bad_parameter("txid is a number, as SELECT onelog.token() gives it")),
             },
             (None, None, Some(lsn)) => match lsn.parse() {
                 Ok(lsn) => Ok(Some(Self::MinLsn(lsn))),
-                Err(_) => Err(bad("min_lsn is of the form 16/B374D848")),
+                Err(_) => Err(bad_parameter("min_lsn is of the form 16/B374D848")),
             },
-            _ => Err(bad("wait for one of correlation_id, txid and min_lsn")),
+            _ => Err(bad_parameter("wait for one of correlation_id, txid and min_lsn")),
         }
     }
 
@@ -102,10 +103,7 @@ impl Waited {
             Self::Reflected => None,
             Self::Failed(event) => Some(refused(&event.feedback)),
             Self::Late(standing) => Some(standing.problem()),
-            Self::Crowded(it) => Some(
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "crowded", it.to_string())
-                    .retry_after(5),
-            ),
+            Self::Crowded(it) => Some(it.problem()),
         }
     }
 }
@@ -316,18 +314,10 @@ mod tests {
     }
 
     fn hop(role: Role, state: State, lag: i64, ts_ms: i64) -> Feedback {
-        let instance = format!("{role:?}{state:?}");
-        let (lag_seconds, lag_bytes, lsn) = (Some(0.0), None, None);
-        let lag_records = Some(lag);
         Feedback::Hop(Hop {
-            role,
-            instance,
-            state,
-            lag_seconds,
-            lag_records,
-            lag_bytes,
-            lsn,
-            ts_ms,
+            lag_seconds: Some(0.0),
+            lag_records: Some(lag),
+            ..Hop::new((role, &format!("{role:?}{state:?}")), state, ts_ms)
         })
     }
 

@@ -11,9 +11,7 @@
 //! Invariants: offsets ascend; what [`Window::history`] finds is what looking at every event by
 //! [`Window::keys`] would find; a repeated answer of a robot is there once.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::kafka::feedback::{Feedback, Hop, Role};
@@ -66,8 +64,6 @@ pub struct Window {
     /// The next offset to be taken in.
     next: i64,
     by_key: HashMap<Key, VecDeque<i64>>,
-    /// Claims and accepted commands.
-    by_identity: HashMap<String, VecDeque<i64>>,
     /// The accepted commands of a correlation id that have a session, oldest first.
     owners: HashMap<String, VecDeque<(i64, String)>>,
     /// The correlation ids that are a session's.
@@ -87,7 +83,6 @@ impl Window {
             first,
             next: first,
             by_key: HashMap::new(),
-            by_identity: HashMap::new(),
             owners: HashMap::new(),
             owned: HashMap::new(),
             answers: HashMap::new(),
@@ -111,6 +106,10 @@ impl Window {
             self.note_hop(hop);
             return None;
         }
+        // Of no client's concern; who claimed what is known to `claims`.
+        if let Feedback::Claimed(_) = feedback {
+            return None;
+        }
         if let Feedback::Response(it) = &feedback
             && let Some(id) = &it.event
         {
@@ -122,9 +121,6 @@ impl Window {
         let event = Arc::new(Event { offset, at_ms, feedback, bytes });
         for key in direct_keys(&event.feedback) {
             self.by_key.entry(key).or_default().push_back(offset);
-        }
-        if let Some(identity) = identity_of(&event.feedback) {
-            self.by_identity.entry(identity.to_owned()).or_default().push_back(offset);
         }
         if let Some((correlation, session)) = owning(&event.feedback) {
             let owners = self.owners.entry(correlation.to_owned()).or_default();
@@ -160,9 +156,6 @@ impl Window {
         self.first = event.offset + 1;
         for key in direct_keys(&event.feedback) {
             drop_first(&mut self.by_key, &key, event.offset);
-        }
-        if let Some(identity) = identity_of(&event.feedback) {
-            drop_first(&mut self.by_identity, identity, event.offset);
         }
         if let Feedback::Response(it) = &event.feedback
             && let Some(id) = &it.event
@@ -251,24 +244,13 @@ impl Window {
         self.by_key.get(key).into_iter().flatten().copied()
     }
 
-    /// Claims of an identity and commands accepted under it, in the order of the log: who claimed
-    /// first has won.
-    pub fn of_identity(&self, identity: &str) -> Vec<Arc<Event>> {
-        let offsets = self.by_identity.get(identity).into_iter().flatten();
-        offsets.filter_map(|it| self.at(*it)).collect()
-    }
-
     fn at(&self, offset: i64) -> Option<Arc<Event>> {
         let nth = self.events.binary_search_by_key(&offset, |it| it.offset).ok()?;
         self.events.get(nth).map(Arc::clone)
     }
 }
 
-fn drop_first<K, Q>(index: &mut HashMap<K, VecDeque<i64>>, key: &Q, offset: i64)
-where
-    K: Borrow<Q> + Hash + Eq,
-    Q: Hash + Eq + ?Sized,
-{
+fn drop_first(index: &mut HashMap<Key, VecDeque<i64>>, key: &Key, offset: i64) {
     let Some(offsets) = index.get_mut(key) else { return };
     if offsets.front() == Some(&offset) {
         offsets.pop_front();
@@ -303,14 +285,6 @@ fn correlations_of(feedback: &Feedback) -> Vec<&str> {
         Feedback::Response(it) => it.correlation_id.as_deref().into_iter().collect(),
         Feedback::Document(it) => it.correlation_ids.iter().map(String::as_str).collect(),
         Feedback::Claimed(_) | Feedback::Hop(_) => Vec::new(),
-    }
-}
-
-fn identity_of(feedback: &Feedback) -> Option<&str> {
-    match feedback {
-        Feedback::Claimed(it) => it.identity.as_deref(),
-        Feedback::Accepted(it) => it.identity.as_deref(),
-        Feedback::Document(_) | Feedback::Response(_) | Feedback::Hop(_) => None,
     }
 }
 

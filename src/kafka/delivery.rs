@@ -163,6 +163,11 @@ pub(crate) fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH_US
 }
 
+/// Milliseconds since the Unix epoch, by our clock.
+pub(crate) fn now_ms() -> i64 {
+    now_us().saturating_add(POSTGRES_EPOCH_US) / 1000
+}
+
 /// The producer of a process.
 pub struct LogProducer {
     producer: ThreadedProducer<Context>,

@@ -138,6 +138,22 @@ pub enum Role {
     Translate,
 }
 
+impl Hop {
+    /// Without anything that is known of its lag.
+    pub fn new((role, instance): (Role, &str), state: State, ts_ms: i64) -> Self {
+        Self {
+            role,
+            instance: instance.to_owned(),
+            state,
+            lag_seconds: None,
+            lag_records: None,
+            lag_bytes: None,
+            lsn: None,
+            ts_ms,
+        }
+    }
+}
+
 impl Role {
     pub fn name(self) -> &'static str {
         match self {

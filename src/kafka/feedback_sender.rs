@@ -167,18 +167,8 @@ impl FeedbackSender {
 
     /// Says that a role stops here, and waits a little until that is there; blocks.
     pub fn say_goodbye(&self, role: Role, ts_ms: i64) {
-        let (state, instance) = (State::Stopped, self.instance.clone());
-        let (lag_seconds, lag_records, lag_bytes, lsn) = (None, None, None, None);
-        self.offer(&Feedback::Hop(Hop {
-            role,
-            instance,
-            state,
-            lag_seconds,
-            lag_records,
-            lag_bytes,
-            lsn,
-            ts_ms,
-        }));
+        let hop = Hop::new((role, &self.instance), State::Stopped, ts_ms);
+        self.offer(&Feedback::Hop(hop));
         if let Err(error) = self.producer.flush(FLUSH_MAX) {
             tracing::debug!(%error, "feedback was left behind");
         }

@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::causes::with_causes;
-use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_us};
+use crate::kafka::delivery::{LogProducer, ProduceError, Standing, now_ms};
 use crate::kafka::envelope::OutRecord;
-use crate::kafka::producer::{POSTGRES_EPOCH_US, ProducerSession};
+use crate::kafka::producer::ProducerSession;
 use crate::kafka::progress_record::{self, ProgressRecord};
 use crate::lsn::Lsn;
 
@@ -162,7 +162,7 @@ impl Recorder {
     }
 
     fn next(&self, lsn: Lsn, clean: bool) -> ProgressRecord {
-        let at_ms = now_us().saturating_add(POSTGRES_EPOCH_US) / 1000;
+        let at_ms = now_ms();
         ProgressRecord { lsn, clean, at_ms, ..self.record.clone() }
     }
 

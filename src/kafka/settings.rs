@@ -67,15 +67,9 @@ impl ConsumerContext for Quiet {}
 /// metrics, while halting needs a person.
 pub fn is_transient_code(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
-    !matches!(
+    let is_wrong = matches!(
         code,
-        Code::TopicAuthorizationFailed
-            | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::TransactionalIdAuthorizationFailed
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed
-            | Code::UnsupportedSASLMechanism
+        Code::UnsupportedSASLMechanism
             | Code::SecurityDisabled
             | Code::InvalidTopic
             | Code::InvalidPartitions
@@ -90,7 +84,8 @@ pub fn is_transient_code(code: RDKafkaErrorCode) -> bool {
             | Code::MessageSizeTooLarge
             | Code::InvalidMessageSize
             | Code::NotImplemented
-    )
+    );
+    !is_wrong && !is_right_code(code)
 }
 
 /// Whether Kafka refuses what a person can give at any time: a right, or a password.

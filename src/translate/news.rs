@@ -14,12 +14,12 @@ use crate::document::pending::BuildId;
 use crate::document::read::ReadStamp;
 use crate::document::{DocumentKey, DocumentVersion};
 use crate::elasticsearch::bulk::Outcome;
+use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{
     CORRELATION_IDS_MAX, DocumentNews, Feedback, Hop, Role, State, TXIDS_MAX,
 };
 use crate::kafka::record::ChangeRecord;
 use crate::lsn::Lsn;
-use crate::translate::publish::now_ms;
 use crate::translate::stage::{Origin, Stage};
 use crate::translate::{Build, Tools};
 
@@ -82,18 +82,14 @@ pub struct Written {
     pub seen: Arc<Seen>,
 }
 
-fn signed(ms: u64) -> i64 {
-    i64::try_from(ms).unwrap_or(i64::MAX)
-}
-
 impl Seen {
     pub fn of(version: DocumentVersion, stamp: &ReadStamp) -> Self {
-        let age = u64::try_from(stamp.taken_at.elapsed().as_millis()).unwrap_or(0);
+        let age = i64::try_from(stamp.taken_at.elapsed().as_millis()).unwrap_or(0);
         Self {
             version: version.0,
             xmin: stamp.snapshot.xmin,
             timeline: stamp.timeline,
-            read_ms: signed(now_ms().saturating_sub(age)),
+            read_ms: now_ms().saturating_sub(age),
         }
     }
 }
@@ -135,7 +131,7 @@ fn records(collection: &str, written: &Written, causes: &[&Provenance]) -> Vec<D
             commit_ts_ms,
             log_ts_ms,
             read_ts_ms: written.seen.read_ms,
-            ts_ms: signed(now_ms()),
+            ts_ms: now_ms(),
         })
         .collect()
 }
@@ -201,18 +197,13 @@ impl Stage {
             _ => None,
         });
         let oldest = open.min().or(self.telling.taken_us.filter(|_| lag_records > 0));
-        let now = signed(now_ms());
+        let now = now_ms();
         let age_ms = oldest.map_or(0, |it| now.saturating_sub(it / 1000).max(0));
         let lag_seconds = i32::try_from(age_ms).map_or(f64::from(i32::MAX), f64::from) / 1000.0;
         feedback.offer(&Feedback::Hop(Hop {
-            role: Role::Translate,
-            instance: feedback.instance().to_owned(),
-            state,
             lag_seconds: Some(lag_seconds),
             lag_records: Some(lag_records),
-            lag_bytes: None,
-            lsn: None,
-            ts_ms: now,
+            ..Hop::new((Role::Translate, feedback.instance()), state, now)
         }));
     }
 }
@@ -225,7 +216,7 @@ pub async fn say_goodbye(tools: &Arc<Tools>, stopped: bool) {
     let tools = Arc::clone(tools);
     let said = tokio::task::spawn_blocking(move || {
         if let Some(feedback) = &tools.feedback {
-            feedback.say_goodbye(Role::Translate, signed(now_ms()));
+            feedback.say_goodbye(Role::Translate, now_ms());
         }
     });
     // A thread of ours that panics has said so itself.
@@ -235,6 +226,10 @@ pub async fn say_goodbye(tools: &Arc<Tools>, stopped: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn signed(ms: u64) -> i64 {
+        i64::try_from(ms).unwrap()
+    }
 
     fn provenance(nth: u64) -> Provenance {
         Provenance {

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -30,6 +31,11 @@ impl Answer {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|it| panic!("{it}: {self:?}"))
     }
+}
+
+/// As the config has an API key.
+pub fn sha256(key: &str) -> String {
+    Sha256::digest(key).iter().map(|it| format!("{it:02x}")).collect()
 }
 
 /// Adds `[gateway]` to the world's config; its address.

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use super::support::daemon::Daemon;
+use super::support::gateway::sha256;
 use super::support::log::{self, Found};
 use super::support::world::{PATIENCE, free_address};
 use super::support::{eventually, server};
@@ -97,11 +97,7 @@ impl Gate {
     }
 
     fn config(&self, http: &str, listen: &str) -> String {
-        let hash = |it: &str| {
-            let digest = Sha256::digest(it);
-            digest.iter().map(|it| format!("{it:02x}")).collect::<String>()
-        };
-        let (web, other) = (hash(KEY), hash(OTHER_KEY));
+        let (web, other) = (sha256(KEY), sha256(OTHER_KEY));
         let (prefix, topic, more) = (&self.prefix, &self.topic, &self.more);
         let many = "rate_limit = 100000\nrate_burst = 100000";
         let rates = if more.contains("rate_limit") { "" } else { many };

@@ -7,7 +7,9 @@ use std::time::Duration;
 use globset::Glob;
 
 use super::{DAY, WAIT, checked, count, required};
-use crate::config::gateway::{ApiKey, CommandTopic, GatewayConfig, JwtConfig, Search};
+use crate::config::gateway::{
+    ApiKey, CommandTopic, GatewayConfig, JwtConfig, Search, parse_sha256,
+};
 use crate::config::search_template::SearchTemplate;
 use crate::mapping::file::collection_name;
 use crate::mistake::written::{Source, Table};
@@ -229,17 +231,9 @@ fn principal_name(text: &str) -> Result<String, String> {
 
 /// The text may be a key that was put here instead of its hash: it is not shown.
 fn sha256(text: &str) -> Result<[u8; 32], String> {
-    let digit = |it: u8| char::from(it).to_digit(16).and_then(|it| u8::try_from(it).ok());
-    let mut bytes = [0; 32];
-    let digits: Option<Vec<u8>> = text.bytes().map(digit).collect();
-    let digits = digits.filter(|it| it.len() == 64).ok_or(
-        "sha256 must be 64 hexadecimal digits: what `printf %s KEY | sha256sum` prints, never the \
-         key itself",
-    )?;
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
-        *byte = pair[0] << 4 | pair[1];
-    }
-    Ok(bytes)
+    let wrong = "sha256 must be 64 hexadecimal digits: what `printf %s KEY | sha256sum` prints, never \
+                 the key itself";
+    parse_sha256(text).ok_or_else(|| wrong.to_owned())
 }
 
 fn glob(text: &str) -> Result<String, String> {

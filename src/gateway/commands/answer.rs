@@ -147,10 +147,6 @@ pub fn accepted(topic: &CommandTopic, ids: &Ids, duplicate: bool, at_ms: i64) ->
     response
 }
 
-pub fn forbidden(detail: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
-}
-
 pub fn bad_header(error: &HeaderError) -> Problem {
     let (status, kind) = match error {
         HeaderError::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json"),

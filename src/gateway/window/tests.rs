@@ -57,10 +57,7 @@ fn response(event: u8, correlation: u8, session: Option<u8>) -> Feedback {
 }
 
 fn hop(instance: usize, ts_ms: i64) -> Feedback {
-    let lag_seconds = Some(0.0);
-    let (role, state, instance) = (Role::Capture, State::Running, instance.to_string());
-    let (lag_records, lag_bytes, lsn) = (None, None, None);
-    Feedback::Hop(Hop { role, instance, state, lag_seconds, lag_records, lag_bytes, lsn, ts_ms })
+    Feedback::Hop(Hop::new((Role::Capture, &instance.to_string()), State::Running, ts_ms))
 }
 
 fn offsets(history: &History) -> Vec<i64> {
@@ -130,17 +127,6 @@ fn a_repeated_answer_is_heard_once_and_lags_are_the_newest() {
     assert_eq!(window.hops().count(), HOPS_MAX);
 }
 
-#[test]
-fn the_first_claim_in_the_log_comes_first() {
-    let mut window = Window::new(LIMITS, 0);
-    for (offset, it) in (0..).zip([claimed(1), claimed(2), claimed(1), accepted(1, None)]) {
-        window.push((offset, 0), it, 1);
-    }
-    let found: Vec<i64> = window.of_identity("i1").iter().map(|it| it.offset).collect();
-    assert_eq!(found, [0, 2, 3]);
-    assert!(window.of_identity("i3").is_empty());
-}
-
 fn said() -> impl Strategy<Value = Feedback> {
     let session = || proptest::option::of(0u8..3);
     prop_oneof![
@@ -185,7 +171,7 @@ proptest! {
         }
         // Nothing is kept of what has fallen out.
         window.trim(i64::MAX);
-        prop_assert!(window.is_empty() && window.by_key.is_empty() && window.by_identity.is_empty());
+        prop_assert!(window.is_empty() && window.by_key.is_empty());
         prop_assert!(window.owners.is_empty() && window.owned.is_empty());
         prop_assert!(window.answers.is_empty() && window.bytes == 0);
     }
