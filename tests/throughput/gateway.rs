@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,11 +22,12 @@ use crate::support::robot::{Kind, Robot};
 use crate::support::world::free_address;
 use crate::support::{eventually, world::PATIENCE};
 
-const PER_SECOND: u64 = 200;
-/// Elasticsearch compiles its own code as it runs.
-const WARM_UP_SECONDS: u64 = 30;
+const RATES: [u64; 2] = [100, 200];
+const SECONDS: u64 = 60;
+/// At the first rate: Elasticsearch compiles its own code as it runs.
+const WARM_UP_SECONDS: u64 = 60;
 /// One carries out its commands one by one, with a commit for each.
-const ROBOTS: usize = 2;
+const ROBOTS: usize = 4;
 const LISTENERS: u64 = 5000;
 const SESSION: &str = "bench";
 
@@ -54,34 +56,23 @@ pub async fn measure() {
         "Gateway: POST of a command → its document is readable, a robot in between",
     );
     let before = resident_megabytes(&serving);
-    let warm_up = PER_SECOND * WARM_UP_SECONDS;
-    let commands = warm_up + PER_SECOND * scaled(60);
-    let started = Instant::now();
-    let mut running = JoinSet::new();
-    for nth in 0..commands {
-        let due = started + Duration::from_nanos(nth * 1_000_000_000 / PER_SECOND);
-        tokio::time::sleep_until(due.into()).await;
-        let write = write.clone();
-        // From when it was due: a late start is part of what a browser sees.
-        running.spawn(async move { (nth, write.once(nth).await.map(|()| due.elapsed())) });
-    }
-    let mut latencies = histogram();
-    for (nth, latency) in running.join_all().await {
-        let latency = latency.unwrap_or_else(|fault| panic!("command {nth}: {fault}"));
-        if nth >= warm_up {
-            record(&mut latencies, latency);
+    load(&write, 0, (RATES[0], scaled(WARM_UP_SECONDS))).await;
+    let mut first = RATES[0] * scaled(WARM_UP_SECONDS);
+    for rate in RATES {
+        let started = Instant::now();
+        let latencies = load(&write, first, (rate, scaled(SECONDS))).await;
+        let commands = first..first + latencies.len();
+        let each_second = latencies.len() as f64 / started.elapsed().as_secs_f64();
+        let aims = [(500.0, 100.0), (1000.0, 300.0), (2000.0, 500.0)];
+        report.latencies(&format!("{rate} commands/s"), &latencies, None, &aims);
+        report.note(&format!("{} commands at {each_second:.0} a second.", latencies.len()));
+        let feedback = log::read(&format!("{}.onelog.feedback", bed.name));
+        for (hop, latencies) in hops(&feedback, commands.clone()) {
+            report.latencies(&format!("{rate} commands/s, {hop}"), &latencies, None, &[]);
         }
+        first = commands.end;
     }
-    let rate = commands as f64 / started.elapsed().as_secs_f64();
-    let aims = [(500.0, 100.0), (1000.0, 300.0), (2000.0, 500.0)];
-    report.latencies("200 commands/s", &latencies, None, &aims);
-    report.note(&format!(
-        "{} commands at {rate:.0} a second and {ROBOTS} robots, after {WARM_UP_SECONDS} s of the same.",
-        latencies.len()
-    ));
-    for (hop, latencies) in hops(&log::read(&format!("{}.onelog.feedback", bed.name)), warm_up) {
-        report.latencies(hop, &latencies, None, &[]);
-    }
+    report.note(&format!("{ROBOTS} robots, after {WARM_UP_SECONDS} s at {} a second.", RATES[0]));
 
     let quiet = resident_megabytes(&serving);
     let listeners = listen(&gateway).await;
@@ -144,7 +135,7 @@ fn gateway_alone(bed: &Bed, config: &Path) -> std::path::PathBuf {
 }
 
 /// How long each hop took, as the timeline of a command's ids has it.
-fn hops(feedback: &[log::Found], warm_up: u64) -> Vec<(&'static str, Histogram<u64>)> {
+fn hops(feedback: &[log::Found], commands: Range<u64>) -> Vec<(&'static str, Histogram<u64>)> {
     const HOPS: [&str; 5] = [
         "claimed → in Kafka",
         "in Kafka → committed by the robot",
@@ -170,15 +161,32 @@ fn hops(feedback: &[log::Found], warm_up: u64) -> Vec<(&'static str, Histogram<u
             }
         }
     }
-    let measured = (warm_up..).map_while(|nth| times.get(&format!("c{nth}")));
     let mut hops = HOPS.map(|it| (it, histogram()));
-    for times in measured {
+    for times in commands.filter_map(|nth| times.get(&format!("c{nth}"))) {
         for (nth, (_, latencies)) in hops.iter_mut().enumerate() {
             let (Some(from), Some(to)) = (times[nth], times[nth + 1]) else { continue };
             record(latencies, Duration::from_millis(u64::try_from(to - from).unwrap_or(0)));
         }
     }
     hops.into()
+}
+
+/// So many commands a second for so long, from the `first`; how long each took.
+async fn load(write: &Write, first: u64, (rate, seconds): (u64, u64)) -> Histogram<u64> {
+    let started = Instant::now();
+    let mut running = JoinSet::new();
+    for nth in 0..rate * seconds {
+        let due = started + Duration::from_nanos(nth * 1_000_000_000 / rate);
+        tokio::time::sleep_until(due.into()).await;
+        let write = write.clone();
+        // From when it was due: a late start is part of what a browser sees.
+        running.spawn(async move { (nth, write.once(first + nth).await.map(|()| due.elapsed())) });
+    }
+    let mut latencies = histogram();
+    for (nth, latency) in running.join_all().await {
+        record(&mut latencies, latency.unwrap_or_else(|fault| panic!("command {nth}: {fault}")));
+    }
+    latencies
 }
 
 /// What a browser does.
@@ -207,11 +215,21 @@ impl Write {
     }
 }
 
+/// Whoever is told to come back later does, as a browser's script would.
 async fn good(request: reqwest::RequestBuilder) -> Result<(), String> {
-    let answer = request.send().await.map_err(|it| it.to_string())?;
-    let status = answer.status();
-    let body = answer.text().await.map_err(|it| it.to_string())?;
-    if status.is_success() { Ok(()) } else { Err(format!("{status}: {body}")) }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let again = request.try_clone().unwrap();
+        let answer = again.send().await.map_err(|it| it.to_string())?;
+        let status = answer.status();
+        let later = status == reqwest::StatusCode::SERVICE_UNAVAILABLE && Instant::now() < deadline;
+        let body = answer.text().await.map_err(|it| it.to_string())?;
+        match () {
+            () if status.is_success() => return Ok(()),
+            () if later => tokio::time::sleep(Duration::from_secs(1)).await,
+            () => return Err(format!("{status}: {body}")),
+        }
+    }
 }
 
 /// Opens the streams; each has been answered.
