@@ -119,7 +119,8 @@ impl FeedbackSender {
             ("enable.idempotence", "true".to_owned()),
             ("acks", "all".to_owned()),
             ("message.timeout.ms", timeout.as_millis().to_string()),
-            ("queue.buffering.max.ms", "1".to_owned()),
+            // At once, as of changes (`delivery.rs`): a millisecond's wait would not be slept.
+            ("queue.buffering.max.ms", "0".to_owned()),
             ("queue.buffering.max.messages", QUEUE_RECORDS.to_owned()),
             ("queue.buffering.max.kbytes", QUEUE_KBYTES.to_owned()),
         ];
