@@ -50,6 +50,28 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     }
 }
 
+/// Where in a JSON text the value begins that a JSON Pointer (RFC 6901) leads to. Where it leads to
+/// nothing, the last value on its way.
+pub fn offset_of(text: &str, pointer: &str) -> usize {
+    let mut here = text.trim_start();
+    let mut offset = text.len() - here.len();
+    for step in pointer.split('/').skip(1) {
+        let step = step.replace("~1", "/").replace("~0", "~");
+        let next = if here.starts_with('{') {
+            serde_json::from_str::<Object<'_>>(here).ok().and_then(|it| it.get(&step))
+        } else {
+            let elements: Option<Vec<&RawValue>> = serde_json::from_str(here).ok();
+            let nth = step.parse::<usize>().ok();
+            elements.zip(nth).and_then(|(it, nth)| Some(it.get(nth)?.get()))
+        };
+        // A raw value is a part of the text that it was read from.
+        let Some(next) = next else { break };
+        offset += next.as_ptr().addr() - here.as_ptr().addr();
+        here = next;
+    }
+    offset
+}
+
 /// Appends `text` as a JSON string.
 pub fn push_string(text: &str, out: &mut String) {
     out.push_str(&serde_json::to_string(text).expect("a str is always a JSON string"));
@@ -67,6 +89,25 @@ mod tests {
         assert_eq!(fields, [("b", "1.00000000000000000001"), ("a\n", "[ 1 ]"), ("b", "null")]);
         assert_eq!(object.get("b"), Some("1.00000000000000000001"));
         assert_eq!(object.get("c"), None);
+    }
+
+    #[test]
+    fn a_pointer_leads_to_a_place_in_the_text() {
+        let text = " {\"a/b\": [1, {\"ü\": {}, \"c\" : \n true}]}";
+        let cases = [
+            ("", "{\"a/b\""),
+            ("/a~1b", "[1"),
+            ("/a~1b/0", "1, {"),
+            ("/a~1b/1/c", "true"),
+            ("/a~1b/1/nothing/c", "{\"ü\""),
+            ("/a~1b/7", "[1"),
+            ("/a~1b/0/0", "1, {"),
+        ];
+        for (pointer, expected) in cases {
+            let rest = &text[offset_of(text, pointer)..];
+            assert!(rest.starts_with(expected), "{pointer}: {rest}");
+        }
+        assert_eq!(offset_of("no JSON", "/a"), 0);
     }
 
     #[test]

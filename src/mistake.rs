@@ -7,6 +7,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::error::Category;
+
 /// One mistake, at the place where it was written: `connectors/a.toml:3:7: message`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{}:{line}:{column}: {message}", path.display())]
@@ -25,6 +27,18 @@ impl Mistake {
     pub fn at(path: &Path, text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
         let (line, column) = line_and_column(text, span.start);
         Self { path: path.to_owned(), line, column, message: message.into() }
+    }
+
+    /// What a parser of JSON says of the file. Never what stands there, which may be a secret.
+    pub fn in_json(path: &Path, error: &serde_json::Error) -> Self {
+        let (line, column) = (error.line().max(1), error.column().max(1));
+        let said = error.to_string();
+        let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(it, _)| it);
+        let message = match error.classify() {
+            Category::Data => "it is JSON of another form".to_owned(),
+            Category::Syntax | Category::Eof | Category::Io => format!("it is not JSON: {said}"),
+        };
+        Self { path: path.to_owned(), line, column, message }
     }
 }
 

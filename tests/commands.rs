@@ -137,6 +137,46 @@ async fn check_says_who_may_come_in_at_the_gateway_and_where_links_lead_to_nothi
         .fails_with(&["--only gateway needs a section [gateway]"]);
 }
 
+#[tokio::test]
+async fn check_reads_the_gateways_own_files_as_the_gateway_does() {
+    let world = shop("gateway_files", "public.shop").await;
+    let section = "[gateway]\n[[gateway.commands]]\ntopic = \"commands.shop\"\n[gateway.jwt]\n\
+                   jwks_file = \"keys.json\"\nissuer = \"https://id\"\naudience = \"onelog\"\n";
+    let config = config_with(&world, "[http]", &format!("{section}[http]"));
+    let schemas = world.mappings.join("commands");
+    std::fs::create_dir_all(schemas.join("commands.shop")).expect("a folder");
+    let keys = world.folder.path().join("keys.json");
+    let check = ["check", "--offline", "--config", &config];
+    let write = |topic: &str, kind: &str, set: &str| {
+        std::fs::write(schemas.join("commands.shop.schema.json"), topic).expect("written");
+        std::fs::write(schemas.join("commands.shop/open.schema.json"), kind).expect("written");
+        std::fs::write(&keys, set).expect("written");
+    };
+
+    let broken = format!("{{\"keys\": [\n  {{\"kty\": \"oct\", \"k\": \"{SECRET}\"}}\n]}}");
+    write("{\n  \"type\": \"objekt\"\n}", "{\"type\": \"object\"", &broken);
+    let said = onelog(&check).await;
+    said.fails_with(&[
+        "commands.shop.schema.json:2:11: it is no JSON Schema here: value must be one of",
+        "      \"type\": \"objekt\"\n",
+        "commands.shop/open.schema.json:1:17: it is not JSON: EOF while parsing an object",
+        "keys.json:2:3: this is a shared secret (kty \"oct\"): use a key pair",
+        "3 to mend",
+    ]);
+    let key = "{\"keys\": [{\"kty\": \"OKP\", \"crv\": \"Ed25519\", \
+               \"x\": \"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}";
+    write("{}", "{}", key);
+    let said = onelog(&check).await;
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    for words in ["2 JSON Schemas of commands", "keys for tokens in"] {
+        assert!(said.text.contains(words), "{}", said.text);
+    }
+    std::fs::write(schemas.join("other.schema.json"), "{}").expect("written");
+    let said = onelog(&check).await;
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    assert!(said.text.contains("of topic other, which no [[gateway.commands]]"), "{}", said.text);
+}
+
 /// A copy of the world's config whose servers are nowhere, with secrets.
 fn nowhere(world: &World) -> String {
     let text = std::fs::read_to_string(&world.config).expect("the config");

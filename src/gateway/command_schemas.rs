@@ -6,7 +6,8 @@
 //! A schema is one file: a `$ref` to another file or to the network is a mistake, so that a file
 //! in a folder that many may write to reads nothing else and asks no server.
 //!
-//! All files load or none is taken: a mistake in one keeps what was there before.
+//! All files load or none is taken: a mistake in one keeps what was there before. All mistakes are
+//! told at once, each at its place.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -19,6 +20,8 @@ use boon::{CompileError, Compiler, Draft, SchemaIndex, Schemas, UrlLoader, Valid
 use serde_json::{Value, json};
 
 use crate::gateway::commands::body::is_id;
+use crate::json::offset_of;
+use crate::mistake::{Mistake, Mistakes};
 
 /// The folder within that of the mappings.
 const FOLDER: &str = "commands";
@@ -29,14 +32,6 @@ const FILE_BYTES_MAX: u64 = 1_000_000;
 const VIOLATIONS_MAX: usize = 50;
 /// Longest text of one, as it may quote what the client sent.
 const MESSAGE_LENGTH_MAX: usize = 300;
-
-/// What is wrong with a file.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {reason}", path.display())]
-pub struct SchemaError {
-    pub path: PathBuf,
-    pub reason: String,
-}
 
 /// What a file is known by: size, modification time, inode.
 pub type Look = BTreeMap<PathBuf, (u64, i64, i64, u64)>;
@@ -74,16 +69,18 @@ impl CommandSchemas {
     /// Reads the files of a look.
     ///
     /// # Errors
-    /// The first mistake, with its file.
-    pub fn load(look: &Look) -> Result<Self, SchemaError> {
-        let mut all = Self::default();
+    /// The first mistake of each file.
+    pub fn load(look: &Look) -> Result<Self, Mistakes> {
+        let (mut all, mut mistakes) = (Self::default(), Vec::new());
         for path in look.keys() {
-            let wrong = |reason: String| SchemaError { path: path.clone(), reason };
-            let place = place(path).map_err(wrong)?;
-            let schema = read(path).map_err(wrong)?;
-            all.places.insert(place, compile(schema).map_err(wrong)?);
+            match read(path) {
+                Ok((place, schema)) => {
+                    all.places.insert(place, schema);
+                }
+                Err(mistake) => mistakes.push(mistake),
+            }
         }
-        Ok(all)
+        if mistakes.is_empty() { Ok(all) } else { Err(Mistakes(mistakes)) }
     }
 
     pub fn topics(&self) -> impl Iterator<Item = &str> {
@@ -182,13 +179,20 @@ fn place(path: &Path) -> Result<Place, String> {
     }
 }
 
-fn read(path: &Path) -> Result<Value, String> {
-    let size = fs::metadata(path).map_err(|it| it.to_string())?.len();
+fn read(path: &Path) -> Result<(Place, Compiled), Mistake> {
+    let whole = |reason: String| Mistake::at(path, "", 0..0, reason);
+    let place = place(path).map_err(whole)?;
+    let size = fs::metadata(path).map_err(|it| whole(it.to_string()))?.len();
     if FILE_BYTES_MAX < size {
-        return Err(format!("it is larger than {FILE_BYTES_MAX} bytes; shorten it"));
+        return Err(whole(format!("it is larger than {FILE_BYTES_MAX} bytes; shorten it")));
     }
-    let text = fs::read(path).map_err(|it| it.to_string())?;
-    serde_json::from_slice(&text).map_err(|it| format!("it is not JSON: {it}"))
+    let text = fs::read_to_string(path).map_err(|it| whole(it.to_string()))?;
+    let schema = serde_json::from_str(&text).map_err(|it| Mistake::in_json(path, &it))?;
+    let compiled = compile(schema).map_err(|it| {
+        let (offset, message) = told(&it, &text);
+        Mistake::at(path, &text, offset..offset, message)
+    })?;
+    Ok((place, compiled))
 }
 
 /// Refuses everything that is not in the file itself.
@@ -203,21 +207,44 @@ impl UrlLoader for Nothing {
 /// What a file without an `$id` is called in messages.
 const OWN: &str = "urn:onelog:command";
 
-fn compile(schema: Value) -> Result<Compiled, String> {
+fn compile(schema: Value) -> Result<Compiled, CompileError> {
     let mut compiler = Compiler::new();
     compiler.use_loader(Box::new(Nothing));
     compiler.set_default_draft(Draft::V2020_12);
     // Whoever writes `"format": "email"` means it.
     compiler.enable_format_assertions();
     let mut all = Schemas::new();
-    compiler.add_resource(OWN, schema).map_err(|it| reason(&it))?;
-    let top = compiler.compile(OWN, &mut all).map_err(|it| reason(&it))?;
+    compiler.add_resource(OWN, schema)?;
+    let top = compiler.compile(OWN, &mut all)?;
     Ok(Compiled { all, top })
 }
 
-fn reason(error: &CompileError) -> String {
-    let text = format!("{error:#}");
-    text.chars().take(MESSAGE_LENGTH_MAX * 2).collect()
+/// Where in the text it is wrong, and what is.
+fn told(error: &CompileError, text: &str) -> (usize, String) {
+    let (offset, message) = match error {
+        CompileError::ValidationError { src, .. } => {
+            let mut found = Vec::new();
+            leaves(src, &mut found);
+            // A schema has many forms: the error that is innermost is of the one that was meant.
+            let depth = |it: &&Violation| it.pointer.matches('/').count();
+            let pointer = found.iter().max_by_key(depth).map_or("", |it| &it.pointer);
+            let here = found.iter().filter(|it| it.pointer == pointer);
+            // Of a broken pattern, a drawing of the place follows.
+            let line = |it: &Violation| it.message.lines().next().unwrap_or_default().to_owned();
+            let here: Vec<String> = here.map(line).collect();
+            let message = format!("it is no JSON Schema here: {}", here.join(", or "));
+            let message = message.trim_end_matches(": regex parse error:").to_owned();
+            (offset_of(text, pointer), message)
+        }
+        CompileError::LoadUrlError { url, src } => {
+            // As it was written, unless it is relative: then its last part at least was.
+            let last = url.rsplit('/').next().unwrap_or(url);
+            let found = text.find(url.as_str()).or_else(|| text.find(last));
+            (found.unwrap_or(0), src.to_string())
+        }
+        other => (0, format!("{other:#}")),
+    };
+    (offset, message.chars().take(MESSAGE_LENGTH_MAX * 2).collect())
 }
 
 /// The schemas that count now.
@@ -251,7 +278,7 @@ mod tests {
         folder
     }
 
-    fn loaded(files: &[(&str, &str)]) -> Result<CommandSchemas, SchemaError> {
+    fn loaded(files: &[(&str, &str)]) -> Result<CommandSchemas, Mistakes> {
         let folder = folder(files);
         CommandSchemas::load(&look(folder.path()))
     }
@@ -296,15 +323,36 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_names_its_file() {
-        for (name, text, expected) in [
-            ("t.schema.json", "{", "not JSON"),
-            ("t.schema.json", r#"{"type": "strin"}"#, "metaschema"),
-            ("t.schema.json", r#"{"pattern": "("}"#, "regex"),
-            ("t/a b.schema.json", "{}", "rename"),
-        ] {
-            let error = loaded(&[(name, text)]).err().expect(text).to_string();
-            assert!(error.contains(name) && error.contains(expected), "{error}");
+    fn each_mistake_is_told_at_its_place() {
+        let files = [
+            (
+                "a.schema.json",
+                "{\n  \"type\": ,\n}",
+                "a.schema.json:2:11: it is not JSON: expected value",
+            ),
+            (
+                "b.schema.json",
+                "{\n  \"properties\": {\"n\": {\"type\": \"strin\"}}\n}",
+                "b.schema.json:2:32: it is no JSON Schema here: value must be one of",
+            ),
+            (
+                "c.schema.json",
+                "{\n  \"properties\": {\"n\": {\"pattern\": \"(\"}}\n}",
+                "c.schema.json:2:35: it is no JSON Schema here: '(' is not valid regex",
+            ),
+            (
+                "d.schema.json",
+                "{\n  \"$ref\": \"file:///a.json\"\n}",
+                "d.schema.json:2:12: $ref to file:///a.json: a schema is one file",
+            ),
+            ("t/a b.schema.json", "{}", "a b.schema.json:1:1: a command's type is"),
+        ];
+        let written: Vec<(&str, &str)> =
+            files.iter().map(|(name, text, _)| (*name, *text)).collect();
+        let mistakes = loaded(&written).err().unwrap().0;
+        assert_eq!(mistakes.len(), files.len(), "{mistakes:?}");
+        for (mistake, (_, _, expected)) in mistakes.iter().zip(files) {
+            assert!(mistake.to_string().contains(expected), "{mistake}");
         }
     }
 

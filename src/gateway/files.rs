@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::causes::with_causes;
 use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
 use crate::gateway::backplane::BackplaneError;
@@ -80,10 +79,13 @@ impl Files {
                 self.write_point.schemas.set(schemas);
                 self.schemas_trouble = None;
             }
-            Err(error) => {
-                tracing::error!(%error, "the JSON Schemas of commands stay what they were");
+            Err(mistakes) => {
+                for error in &mistakes.0 {
+                    tracing::error!(%error, "the JSON Schemas of commands stay what they were");
+                }
                 if self.write_point.schemas.get().is_none() {
-                    self.schemas_trouble = Some(format!("a JSON Schema is broken: {error}"));
+                    let first = mistakes.0.first().map(ToString::to_string).unwrap_or_default();
+                    self.schemas_trouble = Some(format!("a JSON Schema is broken: {first}"));
                 }
             }
         }
@@ -103,10 +105,9 @@ impl Files {
                 self.keys_trouble = None;
             }
             Err(error) => {
-                let said = format!("{}: {}", tokens.file().display(), with_causes(&error));
-                tracing::error!(error = said, "the keys for tokens stay what they were");
+                tracing::error!(%error, "the keys for tokens stay what they were");
                 if !self.keys_loaded {
-                    self.keys_trouble = Some(format!("the keys for tokens are not read: {said}"));
+                    self.keys_trouble = Some(format!("the keys for tokens are not read: {error}"));
                 }
             }
         }

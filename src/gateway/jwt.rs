@@ -12,13 +12,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::PublicKeyUse;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::config::gateway::JwtConfig;
 use crate::gateway::commands::body::is_id;
+use crate::json::offset_of;
+use crate::mistake::Mistake;
 
 /// Largest key set. A hundred RSA keys are a fifth of it.
 const SET_BYTES_MAX: u64 = 1_000_000;
@@ -29,18 +32,16 @@ const LEEWAY_SECONDS: u64 = 30;
 /// Longest `sub`: it becomes a header of every command.
 const SUBJECT_LENGTH_MAX: usize = 255;
 
-/// Why there are no keys.
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    #[error("can't read it; [gateway.jwt] jwks_file names it")]
-    Io(#[from] std::io::Error),
+/// What is wrong with the file of keys. It never repeats the file, where a secret may be.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum KeysError {
     #[error("it is larger than a key set is; is it another file?")]
     TooLarge,
     #[error("it is no JSON Web Key Set, {{\"keys\": […]}}")]
-    NotASet(#[from] serde_json::Error),
-    #[error("a key of it is broken")]
-    Broken(#[from] jsonwebtoken::errors::Error),
-    #[error("it has a shared secret (kty \"oct\"): use a key pair, and put its public key there")]
+    NotASet,
+    #[error("this key is broken: it is not as RFC 7517 has keys, or not all of it is there")]
+    Broken,
+    #[error("this is a shared secret (kty \"oct\"): use a key pair, and put its public key there")]
     Secret,
     #[error("it has no key that verifies RS*, PS*, ES256, ES384 or EdDSA")]
     Empty,
@@ -95,15 +96,12 @@ impl TokenVerifier {
         &self.config.jwks_file
     }
 
-    /// Reads the file. With an error the keys stay what they were.
+    /// Reads the file. With a mistake in it the keys stay what they were.
     ///
     /// # Errors
-    /// See [`KeysError`].
-    pub fn load(&self) -> Result<(), KeysError> {
-        if SET_BYTES_MAX < std::fs::metadata(self.file())?.len() {
-            return Err(KeysError::TooLarge);
-        }
-        let keys = Arc::new(trusted(&std::fs::read(self.file())?)?);
+    /// The first mistake, at its place.
+    pub fn load(&self) -> Result<(), Mistake> {
+        let keys = Arc::new(read(self.file())?);
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(())
     }
@@ -184,21 +182,48 @@ fn told(kind: &ErrorKind) -> TokenError {
     }
 }
 
-/// The keys of a set that may have signed tokens.
-fn trusted(set: &[u8]) -> Result<Vec<TrustedKey>, KeysError> {
-    let set: JwkSet = serde_json::from_slice(set)?;
+fn read(path: &Path) -> Result<Vec<TrustedKey>, Mistake> {
+    let unreadable = |it: std::io::Error| {
+        let message = format!("can't read it ({it}); [gateway.jwt] jwks_file names it");
+        Mistake::at(path, "", 0..0, message)
+    };
+    if SET_BYTES_MAX < std::fs::metadata(path).map_err(unreadable)?.len() {
+        return Err(Mistake::at(path, "", 0..0, KeysError::TooLarge.to_string()));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    if let Err(error) = serde_json::from_str::<&RawValue>(&text) {
+        return Err(Mistake::in_json(path, &error));
+    }
+    trusted(&text).map_err(|(pointer, error)| {
+        let offset = offset_of(&text, &pointer);
+        Mistake::at(path, &text, offset..offset, error.to_string())
+    })
+}
+
+#[derive(Deserialize)]
+struct KeySet<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
+/// The keys of a set that may have signed tokens, or the JSON Pointer to what is wrong.
+fn trusted(set: &str) -> Result<Vec<TrustedKey>, (String, KeysError)> {
+    let top = |it: KeysError| (String::new(), it);
+    let set: KeySet<'_> = serde_json::from_str(set).map_err(|_| top(KeysError::NotASet))?;
     let mut keys = Vec::new();
-    for jwk in set.keys {
+    for (nth, jwk) in set.keys.into_iter().enumerate() {
+        let wrong = |it: KeysError| (format!("/keys/{nth}"), it);
+        let jwk: Jwk = serde_json::from_str(jwk.get()).map_err(|_| wrong(KeysError::Broken))?;
         if matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_)) {
-            return Err(KeysError::Secret);
+            return Err(wrong(KeysError::Secret));
         }
         let algorithms = algorithms(&jwk);
         if !algorithms.is_empty() {
-            let key = DecodingKey::from_jwk(&jwk)?;
+            let key = DecodingKey::from_jwk(&jwk).map_err(|_| wrong(KeysError::Broken))?;
             keys.push(TrustedKey { id: jwk.common.key_id, key, algorithms });
         }
     }
-    if keys.is_empty() { Err(KeysError::Empty) } else { Ok(keys) }
+    if keys.is_empty() { Err(top(KeysError::Empty)) } else { Ok(keys) }
 }
 
 /// What a key may verify: what it says, within what its type can.

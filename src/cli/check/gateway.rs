@@ -1,7 +1,12 @@
 //! What `check` says of the gateway: who may come in, and to what.
 
+use std::collections::BTreeSet;
+
 use crate::cli::check::Findings;
 use crate::config::Config;
+use crate::config::gateway::GatewayConfig;
+use crate::gateway::command_schemas::{CommandSchemas, look};
+use crate::gateway::jwt::TokenVerifier;
 use crate::gateway::principal::globs;
 use crate::mapping::Collection;
 
@@ -25,6 +30,8 @@ pub fn check(
     } else {
         findings.fine(&format!("gateway, to listen on {}", gateway.listen))?;
     }
+    schemas(config, gateway, findings)?;
+    keys(gateway, findings)?;
     let readable = globs(&gateway.collections);
     for command in &gateway.commands {
         for name in &command.collections {
@@ -44,4 +51,39 @@ pub fn check(
         }
     }
     Ok(())
+}
+
+/// The JSON Schemas of commands, as the gateway reads them.
+fn schemas(
+    config: &Config,
+    gateway: &GatewayConfig,
+    findings: &mut Findings<'_>,
+) -> std::io::Result<()> {
+    let files = look(&config.translate.mappings);
+    match CommandSchemas::load(&files) {
+        Err(mistakes) => mistakes.0.iter().try_for_each(|it| findings.mistake(it)),
+        Ok(_) if files.is_empty() => Ok(()),
+        Ok(schemas) => {
+            for topic in schemas.topics().collect::<BTreeSet<_>>() {
+                if !gateway.commands.iter().any(|it| it.topic == topic) {
+                    findings.warning(&format!(
+                        "gateway: a JSON Schema is of topic {topic}, which no [[gateway.commands]] \
+                         takes commands for: rename its file or folder, or add the topic"
+                    ))?;
+                }
+            }
+            findings.fine(&format!("gateway, {} JSON Schemas of commands", files.len()))
+        }
+    }
+}
+
+/// The keys of tokens. The line of a mistake is not shown: it may hold a secret.
+fn keys(gateway: &GatewayConfig, findings: &mut Findings<'_>) -> std::io::Result<()> {
+    let Some(jwt) = &gateway.jwt else { return Ok(()) };
+    match TokenVerifier::new(jwt.clone()).load() {
+        Ok(()) => {
+            findings.fine(&format!("gateway, keys for tokens in {}", jwt.jwks_file.display()))
+        }
+        Err(mistake) => findings.wrong(&mistake.to_string()),
+    }
 }
