@@ -2,6 +2,8 @@
 # `make test` and `make bench` bring up real servers of their own and remove them afterwards.
 
 STACK := deploy/stack
+# What has been seen to pass against OpenSearch 3; deploy/README.md says when.
+SEARCH_TESTS := elasticsearch lifecycle reload documents read_point sweep audit fanout
 
 .PHONY: help demo test test-opensearch test-postgres mutate bench fmt lint stack-up stack-down need-cargo
 
@@ -17,7 +19,7 @@ test: need-cargo ## all tests against real servers; ARGS='--test NAME' for some
 
 test-opensearch: need-cargo ## those tests that Elasticsearch has a part in, against OpenSearch 3
 	$(STACK) install
-	$(STACK) with --search opensearch --prefix testos -- cargo test --locked --test elasticsearch --test lifecycle --test reload --test documents $(ARGS)
+	$(STACK) with --search opensearch --prefix testos -- cargo test --locked $(addprefix --test ,$(SEARCH_TESTS)) $(ARGS)
 
 test-postgres: need-cargo ## what capture and reads rest on, against Postgres 14, 16, 17 and 18; VERSIONS=17 for one
 	$(STACK) install
