@@ -54,7 +54,12 @@ fn of_row(row: &Row, column: &str) -> Option<String> {
             _ => format!("[{},{}]", json(1), json(2)),
         }),
         "j" if row[1] == Some(2) => Some("null".to_owned()),
-        "j" => Some(format!(r#"{{"x": {}, "l": [{}]}}"#, json(1), json(2))),
+        "j" => Some(format!(
+            r#"{{"x": {x}, "l": [{y}], "o": {{"x": {x}, "yy": {y}}},
+                "s": [{{"x": {x}, "y": {y}}}, {{"x": {y}}}]}}"#,
+            x = json(1),
+            y = json(2)
+        )),
         name => {
             let nth = COLUMNS.iter().position(|it| *it == name).expect(name);
             row[nth].map(|it| it.to_string())

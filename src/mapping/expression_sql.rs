@@ -1,4 +1,4 @@
-//! A parsed expression as SQL again. Pure.
+//! A parsed expression or query as SQL again. Pure.
 
 use pg_query::protobuf::{Node, ParseResult, RawStmt, ResTarget, SelectStmt};
 use pg_query::{DeparseOptions, NodeEnum};
@@ -13,8 +13,13 @@ pub fn printed(expression: Node) -> Option<String> {
         op: 1,
         ..SelectStmt::default()
     };
+    let sql = printed_select(select)?;
+    sql.strip_prefix("SELECT ").map(str::to_owned)
+}
+
+/// The statement's text. None: it can't be printed.
+pub fn printed_select(select: SelectStmt) -> Option<String> {
     let stmt = Node { node: Some(NodeEnum::SelectStmt(Box::new(select))) };
     let stmts = vec![RawStmt { stmt: Some(Box::new(stmt)), ..RawStmt::default() }];
-    let sql = ParseResult { version: 0, stmts }.deparse(DeparseOptions::default()).ok()?;
-    sql.strip_prefix("SELECT ").map(str::to_owned)
+    ParseResult { version: 0, stmts }.deparse(DeparseOptions::default()).ok()
 }

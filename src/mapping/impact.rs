@@ -10,6 +10,7 @@
 
 mod allowed;
 mod carried;
+mod constants;
 mod expression;
 pub mod facts;
 mod function;
@@ -17,6 +18,7 @@ mod key;
 mod level;
 mod link;
 mod lookup;
+mod occurrence;
 mod scope;
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pg_query::NodeEnum;
 use pg_query::protobuf::SelectStmt;
 
-use self::facts::{ColumnFacts, FunctionFacts, TableFacts};
+use self::facts::{FunctionFacts, TableFacts};
 use self::scope::{Collapsed, Origin, Output};
 use self::walk::{Choices, Walk};
 use crate::mapping::plan::{OccurrencePath, Path, TableName};
@@ -165,6 +167,9 @@ fn tree_of(
 ) {
     let routes = tree::build(walk, origin);
     for (nth, occurrence) in walk.occurrences.iter().enumerate() {
+        if occurrence.constants.is_some() {
+            continue;
+        }
         let Some(path) = lookup::path(walk, &routes, nth) else {
             reasons.insert(tree::reason(walk, nth, &routes));
             continue;
@@ -218,22 +223,13 @@ fn key_origin<'o>(walk: &Walk<'_>, outputs: &'o [Output], key: &str) -> Result<&
     Ok(origin)
 }
 
-/// The columns that a single origin is made of.
-fn columns_of(walk: &Walk<'_>, origin: &Origin) -> Vec<(TableName, String)> {
+/// Whether equal values of every column of the origin are identical (A8).
+fn identical(walk: &Walk<'_>, origin: &Origin) -> bool {
     let (occurrence, columns) = match origin {
         Origin::Column(of) => (of.occurrence, vec![of.column.clone()]),
         Origin::Expression { occurrence, node } => (*occurrence, key::columns_of(node)),
-        Origin::OneOf { .. } | Origin::Opaque => return Vec::new(),
+        Origin::OneOf { .. } | Origin::Opaque => return true,
     };
-    let table = &walk.occurrences[occurrence].table;
-    columns.into_iter().map(|it| (table.clone(), it)).collect()
-}
-
-fn facts<'w>(walk: &'w Walk<'_>, (table, column): &(TableName, String)) -> Option<&'w ColumnFacts> {
-    walk.input.tables.get(table)?.column(column)
-}
-
-/// Whether equal values of every column of the origin are identical (A8).
-fn identical(walk: &Walk<'_>, origin: &Origin) -> bool {
-    columns_of(walk, origin).iter().all(|it| facts(walk, it).is_some_and(|it| it.equal_image))
+    let equal_image = |it: &String| walk.facts(occurrence)?.column(it).map(|it| it.equal_image);
+    columns.iter().all(|it| equal_image(it) == Some(true))
 }

@@ -24,7 +24,8 @@ pub const SHAPES: &[&str] = &[
     "text join of varchars", "anti-join", "or of exists", "in as a value",
     "join on expressions", "join on a cast", "jsonb key", "jsonb join", "any of an array",
     "unnest key", "jsonb elements as the key", "generated key", "join on a generated column",
-    "or of columns",
+    "or of columns", "jsonb_each key", "jsonb_to_recordset", "jsonb_to_recordset key",
+    "values as the key",
 ];
 
 pub struct Sql<'a> {
@@ -163,6 +164,10 @@ fn computed(shape: &str, (of_p, of_c, c): (&str, &str, &str)) -> String {
         "jsonb elements as the key" => "SELECT e.value ->> 'n' AS k, p.id, p.name FROM p, jsonb_array_elements(p.body -> 'items') e(value)".to_owned(),
         "generated key" => "SELECT p.loud AS k, p.id, t.label FROM p LEFT JOIN t ON t.id = p.t_id WHERE p.name <> ''".to_owned(),
         "join on a generated column" => format!("SELECT c.id AS k, p.id AS p, p.n FROM c JOIN p ON p.loud = upper(c.label) WHERE {c}"),
+        "jsonb_each key" => "SELECT e.key || ':' || e.value AS k, array_agg(p.id ORDER BY p.id) AS ids, min(t.label) AS t FROM p LEFT JOIN t ON t.id = p.t_id, jsonb_each_text(p.body -> 'items' -> 0) e(key, value) GROUP BY 1".to_owned(),
+        "jsonb_to_recordset" => format!("SELECT p.id AS k, i.n, c.id AS c, {of_c} AS b FROM p, jsonb_to_recordset(p.body -> 'items') i(n int, s text) JOIN c ON c.amount = i.n WHERE {c}"),
+        "jsonb_to_recordset key" => "SELECT i.n AS k, p.id, p.name FROM p CROSS JOIN LATERAL jsonb_to_recordset(p.body -> 'items') i(n int)".to_owned(),
+        "values as the key" => format!("SELECT v.n AS k, count(c.id) AS n, array_agg(c.id ORDER BY c.id) AS ids, min(v.word) AS word FROM (VALUES (0, 'none'), (1, 'one'), (2, 'two')) v(n, word) LEFT JOIN c ON c.amount = v.n AND {c} GROUP BY v.n"),
         "or of columns" => format!("SELECT p.id AS k, c.id AS c, {of_c} AS b FROM p JOIN c ON c.p_id = p.id OR c.p_slug = p.slug AND {c}"),
         other => panic!("no SQL for {other}"),
     }

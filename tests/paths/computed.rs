@@ -194,10 +194,45 @@ pub const COMPUTED: &[Shape] = &[
         "k",
         &["polls: the key k is not a column"],
     ),
+    ("SELECT e.key AS k, d.id FROM doc d, jsonb_each(d.body) e(key, value)", "k", &["d: by body"]),
     (
-        "SELECT e.key AS k, d.id FROM doc d, jsonb_each(d.body) e(key, value)",
+        "SELECT e.key AS k, c.name FROM doc d CROSS JOIN LATERAL jsonb_each_text(d.body) WITH ORDINALITY e(key, value, nth) JOIN company c ON c.slug = e.value",
+        "k",
+        &["d: by body", "c: c.slug = (jsonb_each_text(d.body)).value"],
+    ),
+    (
+        "SELECT d.id AS k, i.qty, c.name FROM doc d, jsonb_to_recordset(d.body -> 'items') i(sku text, qty int, more jsonb) JOIN company c ON c.slug = i.sku",
+        "k",
+        &[
+            "d: in id",
+            "c: c.slug = (jsonb_array_elements(d.body -> 'items'::text) ->> 'sku')::text",
+        ],
+    ),
+    (
+        "SELECT c.id AS k, d.id AS doc FROM company c JOIN (doc d CROSS JOIN LATERAL jsonb_to_recordset(d.body) i(company bigint)) ON i.company = c.id",
+        "k",
+        &["c: in id", "d: (jsonb_array_elements(d.body) ->> 'company')::bigint = c.id"],
+    ),
+    (
+        "SELECT d.id AS k, r.* FROM doc d, jsonb_to_record(d.body) r(sku text, parts text[])",
+        "k",
+        &["d: in id"],
+    ),
+    // An array is not made of the JSON's text, and a row of an outer join may be missing.
+    (
+        "SELECT i.parts::text AS k FROM doc d, jsonb_to_recordset(d.body) i(parts text[])",
         "k",
         &["polls: the key k is not a column"],
+    ),
+    (
+        "SELECT coalesce(i.sku, 'none') AS k FROM doc d LEFT JOIN LATERAL jsonb_to_recordset(d.body) i(sku text) ON i.sku <> ''",
+        "k",
+        &["polls: the key k is not a column"],
+    ),
+    (
+        "SELECT d.id AS k, i.t::text AS t FROM doc d, jsonb_to_recordset(d.body) i(t regclass)",
+        "k",
+        &["d: in id", "polls: it calls a function in FROM whose column t is defined with a type"],
     ),
     // Alternatives.
     (

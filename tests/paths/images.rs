@@ -15,7 +15,7 @@ const ODD: &str = r#"
     CREATE DOMAIN code AS bigint;
     CREATE TABLE odd (id int PRIMARY KEY, c text COLLATE "C", i text COLLATE "en-x-icu",
         tags text[], stamps timestamptz[], moods mood[], codes code[], numbers numeric[],
-        ids uuid[], flags boolean[], days date[], body jsonb, at timestamptz,
+        ids uuid[], flags boolean[], days date[], body jsonb, at timestamptz, list jsonb, parts jsonb,
         low text COLLATE "en-x-icu" GENERATED ALWAYS AS (lower(i) || '!') STORED,
         size int GENERATED ALWAYS AS (coalesce(array_length(string_to_array(c, ' '), 1), -1)) STORED,
         sku text GENERATED ALWAYS AS (body ->> 'sku') STORED);
@@ -35,9 +35,15 @@ const ODD: &str = r#"
       (4, 'x', 'x', '{}', NULL, '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', NULL,
        'infinity'),
       (5, 'y', 'y', '{y}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '[1, "l", {"sku": 3}]', NULL),
-      (6, 'z', 'z', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '12.50', NULL)"#;
+      (6, 'z', 'z', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '12.50', NULL);
+    UPDATE rows SET (list, parts) = (SELECT v.list::jsonb, v.parts::jsonb FROM (VALUES
+      (1, '[{"s": "x\"y", "n": 1, "m": 1.10, "b": true, "d": "2026-01-02"}, {"s": {"k": [1.0]}, "n": null}]',
+          '{"a": "x\"y", "b": 1.10, "c": null, "": {"k": [1.0]}}'),
+      (2, '[]', '{}'),
+      (4, '[{"n": "7"}, {"s": 1.50, "S": "other"}]', '{"null": "null"}')) v(id, list, parts)
+      WHERE v.id = rows.id)"#;
 
-/// Keys.
+/// Keys; some with what they are from.
 const VALUES: &[&str] = &[
     "lower(c)",
     "lower(i)",
@@ -60,6 +66,18 @@ const VALUES: &[&str] = &[
     "(body ->> 'n')::numeric",
     "jsonb_array_elements_text(body -> 'l')",
     "jsonb_object_keys(body -> 'o')",
+    "jsonb_array_elements(list)",
+    "jsonb_array_elements_text(list)",
+    "jsonb_object_keys(parts)",
+    "(jsonb_each_text(parts)).value",
+    "e.key || e.value FROM odd, jsonb_each(parts) e(key, value)",
+    "r.s FROM odd, jsonb_to_recordset(list) r(s text, n int)",
+    "r.s FROM odd, jsonb_to_recordset(list) r(s varchar(20))",
+    "r.n + 1 FROM odd, jsonb_to_recordset(list) r(s text, n int)",
+    "r.m FROM odd, jsonb_to_recordset(list) r(m numeric(5, 1))",
+    "r.b FROM odd, jsonb_to_recordset(list) r(b boolean)",
+    "r.d FROM odd, jsonb_to_recordset(list) r(d date)",
+    "r.s || r.n FROM odd, jsonb_to_recordset(list) r(s text, n int)",
     "low",
     "size",
     "sku",
@@ -87,7 +105,8 @@ async fn found(db: &Database, lookup: &Lookup) -> BTreeSet<String> {
 async fn a_value_of_an_image_is_that_of_the_row() {
     let db = fresh("onelog_paths_images", ODD).await;
     for value in VALUES {
-        let sql = format!("SELECT {value} AS k, id FROM odd");
+        let (value, from) = value.split_once(" FROM ").unwrap_or((value, "odd"));
+        let sql = format!("SELECT {value} AS k, id FROM {from}");
         let plan = plan(&db, vec![entry(&sql, "k")]).await.unwrap();
         let [path] = &plan.entries[0].paths[..] else {
             panic!("{value}: {:?}", plan.entries[0].poll_reasons);
@@ -95,8 +114,7 @@ async fn a_value_of_an_image_is_that_of_the_row() {
         let Path::Lookup(lookup) = &path.path else { panic!("{value}: {:?}", path.path) };
         let mut keys = 0;
         for id in 1..=6 {
-            let columns =
-                "id, c, i, tags, stamps, moods, codes, numbers, ids, flags, days, body, at";
+            let columns = "id, c, i, tags, stamps, moods, codes, numbers, ids, flags, days, body, at, list, parts";
             let one = format!(
                 "TRUNCATE odd; INSERT INTO odd ({columns}) SELECT {columns} FROM rows WHERE id = {id}"
             );

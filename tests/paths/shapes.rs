@@ -274,6 +274,26 @@ pub const SHAPES: &[Shape] = &[
     (
         "SELECT v.n AS k, c.name FROM (VALUES (1), (2)) v(n) JOIN company c ON c.id = v.n",
         "k",
+        &["c: c.id = VALUES.column1"],
+    ),
+    (
+        "SELECT v.word AS k, count(c.id) AS n FROM (VALUES ('one'), ('two')) v(word) LEFT JOIN company c ON c.name = v.word GROUP BY v.word",
+        "k",
+        &["c: in name"],
+    ),
+    (
+        "SELECT w.id AS k, v.word, c.name FROM website w JOIN (VALUES (1, 7::bigint, 'one'), (2, 8, 'two')) v(n, company, word) ON v.n = w.kind_id JOIN company c ON c.id = v.company",
+        "k",
+        &["w: in id", "c: c.id = VALUES.column2 > VALUES.column1 = w.kind_id"],
+    ),
+    (
+        "SELECT v.n AS k, w.url FROM website w JOIN (VALUES (1), (2) LIMIT 1) v(n) ON v.n = w.kind_id",
+        "k",
+        &["polls: the key k is not a column"],
+    ),
+    (
+        "SELECT v.n AS k, c.name FROM company c, LATERAL (VALUES (c.id), (c.parent_id)) v(n)",
+        "k",
         &["polls: the key k is not a column"],
     ),
     ("SELECT id::text AS k, name FROM company", "k", &["company: by id"]),

@@ -55,7 +55,17 @@ impl Writer {
     /// A table's column by a roundabout way: generated, from JSON, an element of an array.
     fn roundabout(&mut self) -> String {
         let (table, o) = (self.pick(&TABLES), self.alias());
-        match self.pick(&["generated", "json", "unnest", "select", "any", "left"]) {
+        match self.pick(&[
+            "generated",
+            "json",
+            "unnest",
+            "select",
+            "any",
+            "left",
+            "each",
+            "records",
+            "values",
+        ]) {
             "generated" => format!("SELECT {o}.g AS id, {o}.x, {o}.y FROM {table} {o}"),
             "json" => format!(
                 "SELECT ({o}.j ->> 'x')::int AS id, ({o}.j -> 'l' ->> 0)::int AS x, {o}.id AS y \
@@ -63,6 +73,25 @@ impl Writer {
             ),
             "unnest" => {
                 format!("SELECT f.e AS id, {o}.id AS x, {o}.y FROM {table} {o}, unnest({o}.r) f(e)")
+            }
+            "each" => format!(
+                "SELECT f.value::int AS id, length(f.key) AS x, {o}.id AS y \
+                 FROM {table} {o}, jsonb_each_text({o}.j -> 'o') f(key, value)"
+            ),
+            "records" => {
+                let lateral = self.pick(&["CROSS JOIN LATERAL", "LEFT JOIN LATERAL"]);
+                let on = if lateral.starts_with("LEFT") { " ON f.x > 0" } else { "" };
+                format!(
+                    "SELECT f.x AS id, f.y AS x, {o}.id AS y FROM {table} {o} \
+                     {lateral} jsonb_to_recordset({o}.j -> 's') f(x int, y int){on}"
+                )
+            }
+            "values" => {
+                let join = self.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"]);
+                format!(
+                    "SELECT v.n AS id, v.m AS x, {o}.id AS y FROM (VALUES (1, 2), (2, 0), (2, 3)) v(n, m) \
+                     {join} {table} {o} ON {o}.x = v.n"
+                )
             }
             "left" => format!(
                 "SELECT f.e AS id, {o}.id AS x, f.e + 1 AS y \

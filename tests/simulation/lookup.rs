@@ -26,9 +26,15 @@ pub enum Start {
     InRow(usize),
     Lookup {
         /// The table of each hop, and what must hold of it and the rows before it.
-        hops: Vec<(usize, Vec<Arms>)>,
+        hops: Vec<(Rows, Vec<Arms>)>,
         key: Key,
     },
+}
+
+#[derive(Debug)]
+pub enum Rows {
+    Table(usize),
+    Values(Vec<Row>),
 }
 
 #[derive(Debug)]
@@ -41,7 +47,11 @@ pub enum Key {
 
 impl Start {
     pub fn new(path: &Path) -> Self {
-        let nth = |it: &str| COLUMNS.iter().position(|column| *column == it).expect("a column");
+        let nth = |it: &str| {
+            let of_values = |it: &str| it.strip_prefix("column")?.parse::<usize>().ok();
+            let of_table = || COLUMNS.iter().position(|column| *column == it);
+            of_values(it).map(|it| it - 1).or_else(of_table).expect("a column")
+        };
         let lookup = match path {
             Path::InRow { column } => return Self::InRow(nth(column)),
             Path::Lookup(lookup) => lookup,
@@ -61,8 +71,7 @@ impl Start {
         let (from, _) = rest.rsplit_once(" WHERE ").expect("a WHERE");
         let hop = |text: &str| {
             let (table, on) = text.split_once(" ON ").expect("a condition");
-            let table = table.split('"').nth(3).expect("a table");
-            let table = TABLES.iter().position(|it| *it == table).expect("one of ours");
+            let rows = rows(table);
             let term = |text: &str| {
                 let text = text.trim_matches(['(', ')']).to_lowercase();
                 match (text.strip_prefix("coalesce("), text.strip_suffix(" + 1")) {
@@ -82,7 +91,7 @@ impl Start {
                     false => vec![vec![pair(text)]],
                 }
             };
-            (table, conjuncts(on).into_iter().map(arms).collect())
+            (rows, conjuncts(on).into_iter().map(arms).collect())
         };
         let hops = from.split(" JOIN ").skip(1).map(hop).collect();
         let key = key.strip_prefix("SELECT DISTINCT ").expect("a SELECT");
@@ -120,7 +129,11 @@ impl Start {
                             let arm = |arm: &Vec<_>| arm.iter().all(|it| equal(row, it));
                             arms.iter().all(|it| it.iter().any(arm))
                         };
-                        let rows = state[*table].iter().filter(joins);
+                        let rows: &[Row] = match table {
+                            Rows::Table(nth) => &state[*nth],
+                            Rows::Values(rows) => rows,
+                        };
+                        let rows = rows.iter().filter(joins);
                         rows.map(|row| [&chain[..], &[*row]].concat()).collect::<Vec<_>>()
                     };
                     chains = chains.into_iter().flat_map(next).collect();
@@ -130,6 +143,20 @@ impl Start {
         };
         keys.into_iter().flatten()
     }
+}
+
+/// What a hop joins with.
+fn rows(text: &str) -> Rows {
+    let Some(values) = text.strip_prefix("(VALUES (") else {
+        let table = text.split('"').nth(3).expect("a table");
+        return Rows::Table(TABLES.iter().position(|it| *it == table).expect("one of ours"));
+    };
+    let (values, _) = values.split_once("))").expect("an end");
+    let row = |text: &str| {
+        let values: Vec<Value> = text.split(", ").map(|it| it.parse().ok()).collect();
+        values.try_into().expect("three columns")
+    };
+    Rows::Values(values.split("), (").map(row).collect())
 }
 
 /// The parts between the ANDs that are in no parentheses.

@@ -4,6 +4,7 @@
 use pg_query::NodeEnum;
 use pg_query::protobuf::{AExprKind, FuncCall, Node, TypeName};
 
+use super::function::is_elements;
 use super::level::{children, function_name};
 use super::walk::{Walk, text_of};
 
@@ -78,6 +79,12 @@ pub(super) fn allowed(walk: &Walk<'_>, node: &Node, nullable: bool) -> bool {
             | NodeEnum::NullTest(_),
         ) => !nullable && all(),
         Some(NodeEnum::FuncCall(it)) => call_allowed(walk, it, nullable),
+        // A column of a function's rows.
+        Some(NodeEnum::AIndirection(it)) => {
+            let of_call = |it: &Node| matches!(it.node, Some(NodeEnum::FuncCall(_)));
+            let named = it.indirection.iter().all(|it| text_of(it).is_some());
+            named && it.arg.as_deref().is_some_and(|it| of_call(it) && allowed(walk, it, nullable))
+        }
         _ => false,
     }
 }
@@ -105,6 +112,9 @@ fn call_allowed(walk: &Walk<'_>, call: &FuncCall, nullable: bool) -> bool {
             _ => false,
         };
     }
+    if is_elements(call) {
+        return plain && args();
+    }
     let mut facts = walk.input.functions.iter().filter(|it| it.name == name).peekable();
     let fits = |it: &super::facts::FunctionFacts| {
         let strict = it.strict || NULL_OF_NULL.contains(&name);
@@ -113,7 +123,8 @@ fn call_allowed(walk: &Walk<'_>, call: &FuncCall, nullable: bool) -> bool {
     plain && facts.peek().is_some() && facts.all(fits) && args()
 }
 
-fn is_plain(type_name: &TypeName) -> bool {
+/// Whether the type's input and output read no catalog.
+pub(super) fn is_plain(type_name: &TypeName) -> bool {
     let names: Vec<&str> = type_name.names.iter().filter_map(text_of).collect();
     let name = match names[..] {
         [name] | ["pg_catalog", name] => name,

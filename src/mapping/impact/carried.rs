@@ -2,7 +2,8 @@
 //!
 //! An image has the text of a carrier. Of jsonb and arrays it has JSON, which is the value again
 //! but for JSON's null: so jsonb counts only where a key or an element of it is asked for as text,
-//! where both nulls are the same, and arrays only by their elements. Both may be too long to be in
+//! where both nulls are the same, or where a function goes through its parts, which fails for the
+//! one null and finds nothing in the other; and arrays only by their elements. Both may be too long to be in
 //! an update's new image, so that the old one must be whole. A generated column is computed from
 //! its expression.
 
@@ -33,7 +34,7 @@ impl std::fmt::Display for Obstacle {
                 f,
                 "{column}, which a published row does not have as its own text (a type such as \
                  float or json, an array or jsonb as a whole): use other columns, the elements of \
-                 the array, or a key of the jsonb by ->>"
+                 the array or jsonb, or a key of the jsonb by ->>"
             ),
             Self::Generated(column) => write!(
                 f,
@@ -49,13 +50,9 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
-fn table<'w>(walk: &'w Walk<'_>, occurrence: usize) -> Option<&'w TableFacts> {
-    walk.input.tables.get(&walk.occurrences[occurrence].table)
-}
-
 /// What keeps the image of a row from having the value; None: it has it.
 pub(super) fn obstacle(walk: &Walk<'_>, occurrence: usize, value: &Value) -> Option<Obstacle> {
-    let Some(table) = table(walk, occurrence) else {
+    let Some(table) = walk.facts(occurrence) else {
         return Some(Obstacle::Form(String::new()));
     };
     match value {
@@ -68,7 +65,7 @@ pub(super) fn obstacle(walk: &Walk<'_>, occurrence: usize, value: &Value) -> Opt
 pub(super) fn columns(walk: &Walk<'_>, occurrence: usize, value: &Value) -> Vec<String> {
     let mut columns: Vec<String> = Vec::new();
     for column in value.columns() {
-        let facts = table(walk, occurrence).and_then(|it| it.column(&column));
+        let facts = walk.facts(occurrence).and_then(|it| it.column(&column));
         let from = facts.filter(|it| it.generated).and_then(generated_from);
         for column in from.map_or_else(|| vec![column], |it| columns_of(&it)) {
             if !columns.contains(&column) {
@@ -122,6 +119,15 @@ fn of_node(table: &TableFacts, node: &Node) -> Option<Obstacle> {
     }
 }
 
+/// Functions that go through the parts of a jsonb. Those that are not built in have no path at all.
+const OPEN_JSON: &[&str] = &[
+    "jsonb_array_elements",
+    "jsonb_array_elements_text",
+    "jsonb_each",
+    "jsonb_each_text",
+    "jsonb_object_keys",
+];
+
 enum Part {
     Json,
     Element,
@@ -143,8 +149,15 @@ fn part_of(node: &Node) -> Option<(&str, Part)> {
             as_text.then_some((column, Part::Json))
         }
         NodeEnum::FuncCall(it) => {
-            let element = is_unnest(it).then(|| it.args.first().and_then(bare)).flatten()?;
-            Some((element, Part::Element))
+            let [Some(column)] = it.args.iter().map(bare).collect::<Vec<_>>()[..] else {
+                return None;
+            };
+            let part = match function_name(it)? {
+                "unnest" => Part::Element,
+                name if OPEN_JSON.contains(&name) => Part::Json,
+                _ => return None,
+            };
+            Some((column, part))
         }
         _ => None,
     }

@@ -8,7 +8,7 @@ use pg_query::protobuf::{ColumnRef, Node, String as Text};
 use super::allowed::allowed;
 use super::level::{FIRST_MARK, children};
 use super::scope::{Collapsed, ColumnOf, Origin, Output, Scope};
-use super::walk::Walk;
+use super::walk::{Walk, text_of};
 use crate::mapping::expression_sql::printed;
 
 /// The origin of an expression that may be a key, or opaque.
@@ -152,7 +152,7 @@ pub(super) fn key_expression(walk: &Walk<'_>, node: &Node, scope: &Scope<'_>) ->
 pub(super) fn columns_of(node: &Node) -> Vec<String> {
     let mut columns: Vec<String> = Vec::new();
     if let Some(NodeEnum::ColumnRef(it)) = &node.node {
-        columns.extend(it.fields.last().and_then(super::walk::text_of).map(str::to_owned));
+        columns.extend(it.fields.last().and_then(text_of).map(str::to_owned));
     }
     for column in children(node).unwrap_or_default().into_iter().flat_map(columns_of) {
         if !columns.contains(&column) {
@@ -167,7 +167,7 @@ pub(super) fn print(node: &Node, name: &dyn Fn(&str) -> Option<[String; 2]>) -> 
     let mut node = node.clone();
     let renamed = replace(&mut node, &mut |column| match &column.node {
         Some(NodeEnum::ColumnRef(it)) => {
-            Some(reference(name(it.fields.last().and_then(super::walk::text_of)?)?.into()))
+            Some(reference(name(it.fields.last().and_then(text_of)?)?.into()))
         }
         _ => None,
     });
@@ -212,6 +212,12 @@ pub(super) fn parts(node: &mut Node) -> Vec<&mut Node> {
         Some(NodeEnum::BoolExpr(it)) => it.args.iter_mut().collect(),
         Some(NodeEnum::AArrayExpr(it)) => it.elements.iter_mut().collect(),
         Some(NodeEnum::NullTest(it)) => it.arg.iter_mut().map(|it| &mut **it).collect(),
+        // A column of a composite; an index of an array may be an expression itself.
+        Some(NodeEnum::AIndirection(it))
+            if it.indirection.iter().all(|it| text_of(it).is_some()) =>
+        {
+            it.arg.iter_mut().map(|it| &mut **it).collect()
+        }
         Some(NodeEnum::CaseExpr(it)) => {
             let ends = it.arg.iter_mut().chain(&mut it.defresult).map(|it| &mut **it);
             it.args.iter_mut().chain(ends).collect()

@@ -216,8 +216,7 @@ impl Walk<'_> {
     fn is_varchar(&self, origin: &Origin) -> bool {
         const VARCHAR_OID: u32 = 1043;
         let Origin::Column(ColumnOf { occurrence, column }) = origin else { return false };
-        let table = &self.occurrences[*occurrence].table;
-        let facts = self.input.tables.get(table).and_then(|it| it.column(column));
+        let facts = self.facts(*occurrence).and_then(|it| it.column(column));
         facts.is_some_and(|it| it.type_oid == VARCHAR_OID)
     }
 
@@ -249,8 +248,7 @@ impl Walk<'_> {
             self.sort_key(node, &names, scope);
         }
         if !stmt.values_lists.is_empty() {
-            let opaque = |name| Output { name, ..Output::opaque() };
-            return names.into_iter().map(opaque).collect();
+            return self.values(stmt, names, features.is_barrier());
         }
         let mark = self.new_mark();
         let open = self.exposed(stmt, (scope, mark), features);

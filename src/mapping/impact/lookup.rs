@@ -11,6 +11,7 @@ use super::facts::{ColumnFacts, Nested, TableFacts};
 use super::function::has_set;
 use super::key::print;
 use super::link::{Arms, Value};
+use super::occurrence::Occurrence;
 use super::tree::Route;
 use super::walk::Walk;
 use super::{allowed::allowed, key::reference};
@@ -20,7 +21,7 @@ use crate::mapping::plan::{Lookup, Path, TableName, quote_identifier};
 pub(super) fn path(walk: &Walk<'_>, routes: &[Option<Route>], occurrence: usize) -> Option<Path> {
     let route = routes[occurrence].as_ref()?;
     if let Route::InRow(column) = route {
-        let table = walk.input.tables.get(&walk.occurrences[occurrence].table)?;
+        let table = walk.facts(occurrence)?;
         let facts = table.column(column)?;
         if facts.same_text && !facts.generated {
             return Some(Path::InRow { column: column.clone() });
@@ -111,10 +112,16 @@ impl Writer<'_, '_> {
                 conditions.push(self.link((here, at), (*to, next), arms)?);
                 steps.push(condition(self.walk, (here, *to), arms));
             }
-            let table = &self.walk.occurrences[*to].table;
+            let Occurrence { table, constants, .. } = &self.walk.occurrences[*to];
+            let rows = match constants {
+                Some(it) => format!("({})", it.sql),
+                None => {
+                    add(&mut hops, table);
+                    table.quoted()
+                }
+            };
             let on = conditions.join(" AND ");
-            self.from.push_str(&format!(" JOIN {} AS h{nth} ON {on}", table.quoted()));
-            add(&mut hops, table);
+            self.from.push_str(&format!(" JOIN {rows} AS h{nth} ON {on}"));
             (here, at) = (*to, next);
         }
         let key = match self.routes[here].as_ref()? {
@@ -137,7 +144,7 @@ impl Writer<'_, '_> {
         values: &[Value],
         needed: &[String],
     ) -> Option<(Vec<String>, BTreeSet<String>)> {
-        let table = self.walk.input.tables.get(&self.walk.occurrences[occurrence].table)?;
+        let table = self.walk.facts(occurrence)?;
         let mut columns: Vec<String> = Vec::new();
         for column in values.iter().flat_map(|it| carried::columns(self.walk, occurrence, it)) {
             if !columns.contains(&column) {
@@ -230,7 +237,7 @@ impl Writer<'_, '_> {
     }
 
     fn facts(&self, occurrence: usize, column: &str) -> Option<&ColumnFacts> {
-        self.walk.input.tables.get(&self.walk.occurrences[occurrence].table)?.column(column)
+        self.walk.facts(occurrence)?.column(column)
     }
 
     /// A value of a row as one value: those of a set come by rows of their own. A row stays when

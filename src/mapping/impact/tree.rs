@@ -94,9 +94,7 @@ fn columns(arms: &Arms) -> Option<(&str, &str)> {
 
 /// Whether the old image has all that our side of the link is made of.
 fn held(walk: &Walk<'_>, occurrence: usize, arms: &Arms) -> bool {
-    let Some(table) = walk.input.tables.get(&walk.occurrences[occurrence].table) else {
-        return false;
-    };
+    let Some(table) = walk.facts(occurrence) else { return false };
     let values = arms.iter().flatten().map(|(ours, _)| ours);
     let mut columns = values.flat_map(|it| carried::columns(walk, occurrence, it));
     columns.all(|it| table.identity.contains(&it))
@@ -149,7 +147,7 @@ fn holds(walk: &Walk<'_>, link: &Link, from: usize, home: usize) -> bool {
 }
 
 fn facts<'w>(walk: &'w Walk<'_>, occurrence: usize, column: &str) -> Option<&'w ColumnFacts> {
-    walk.input.tables.get(&walk.occurrences[occurrence].table)?.column(column)
+    walk.facts(occurrence)?.column(column)
 }
 
 /// A8: equal values of the two columns are identical texts.

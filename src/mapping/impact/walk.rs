@@ -16,6 +16,7 @@ use super::carried::generated_from;
 use super::key::columns_of;
 use super::level::{FIRST_MARK, Features, features};
 use super::link::Link;
+use super::occurrence::Occurrence;
 use super::scope::{Collapsed, ColumnOf, Merged, Origin, Output, Range, Scope};
 use crate::mapping::plan::TableName;
 
@@ -37,16 +38,6 @@ pub(super) enum Constraint {
     /// p or κ is this occurrence, one of several whose COALESCE was compared: only where its row
     /// is there is the value its own.
     Ends(usize),
-}
-
-/// One appearance of a base table in the SQL, views and CTEs inlined at each use.
-#[derive(Debug, Clone)]
-pub(super) struct Occurrence {
-    pub(super) table: TableName,
-    pub(super) alias: String,
-    pub(super) regions: BTreeSet<Region>,
-    /// In the nullable side of some outer join.
-    pub(super) nullable: bool,
 }
 
 /// Which branch of each set operation is walked, in the order in which they are met.
@@ -91,11 +82,11 @@ pub(super) struct Walk<'a> {
     pub(super) whole_rows: BTreeSet<TableName>,
     regions_made: usize,
     /// The regions and constraints around the place where the walk is.
-    open: Vec<Region>,
+    pub(super) open: Vec<Region>,
     pub(super) constraints: Vec<Constraint>,
     /// The last mark given to set-returning calls; below all locations.
     pub(super) marks: i32,
-    nullable: usize,
+    pub(super) nullable: usize,
     depth: usize,
 }
 
@@ -358,14 +349,8 @@ impl<'a> Walk<'a> {
             self.deny(format!("it reads {table}, of which onelog knows nothing"));
             return self.add_range((range.alias.as_ref(), &range.relname), Vec::new(), None, scope);
         };
-        let occurrence = self.occurrences.len();
-        let alias = range.alias.as_ref().map_or(&range.relname, |it| &it.aliasname).clone();
-        self.occurrences.push(Occurrence {
-            table,
-            alias,
-            regions: self.open.iter().copied().collect(),
-            nullable: self.nullable > 0,
-        });
+        let alias = range.alias.as_ref().map_or(&range.relname, |it| &it.aliasname);
+        let occurrence = self.add_occurrence(table, alias, None);
         let columns = facts.columns.iter().map(|it| Output {
             name: it.name.clone(),
             origin: Origin::Column(ColumnOf { occurrence, column: it.name.clone() }),
@@ -451,9 +436,11 @@ impl<'a> Walk<'a> {
 
     /// Counts a column as read, and those that it is generated from.
     pub(super) fn read(&mut self, origin: &Origin) {
-        if let Origin::Column(of) = origin {
+        if let Origin::Column(of) = origin
+            && self.occurrences[of.occurrence].constants.is_none()
+        {
             let table = self.occurrences[of.occurrence].table.clone();
-            let facts = self.input.tables.get(&table).and_then(|it| it.column(&of.column));
+            let facts = self.facts(of.occurrence).and_then(|it| it.column(&of.column));
             let from = facts.and_then(generated_from).map(|it| columns_of(&it)).unwrap_or_default();
             let read = self.columns_read.entry(table).or_default();
             read.insert(of.column.clone());
