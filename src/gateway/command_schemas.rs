@@ -207,15 +207,15 @@ impl UrlLoader for Nothing {
 /// What a file without an `$id` is called in messages.
 const OWN: &str = "urn:onelog:command";
 
-fn compile(schema: Value) -> Result<Compiled, CompileError> {
+fn compile(schema: Value) -> Result<Compiled, Box<CompileError>> {
     let mut compiler = Compiler::new();
     compiler.use_loader(Box::new(Nothing));
     compiler.set_default_draft(Draft::V2020_12);
     // Whoever writes `"format": "email"` means it.
     compiler.enable_format_assertions();
     let mut all = Schemas::new();
-    compiler.add_resource(OWN, schema)?;
-    let top = compiler.compile(OWN, &mut all)?;
+    compiler.add_resource(OWN, schema).map_err(Box::new)?;
+    let top = compiler.compile(OWN, &mut all).map_err(Box::new)?;
     Ok(Compiled { all, top })
 }
 
