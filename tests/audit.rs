@@ -4,7 +4,10 @@
 mod support;
 
 use elasticsearch::http::Method;
+use onelog::kafka::feedback::Feedback;
 use support::daemon::Daemon;
+use support::gateway::configure;
+use support::log;
 use support::world::{PATIENCE, Wishes, World};
 use support::{eventually, traffic};
 
@@ -26,6 +29,7 @@ async fn a_corrupted_index_is_found_counted_and_repaired() {
     let tables = "CREATE TABLE item (id bigint PRIMARY KEY, name text NOT NULL);
                   INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 50) n";
     let world = world("corrupted", tables, "SELECT id, name FROM item").await;
+    configure(&world, "anonymous = true");
     let daemon = world.start();
     world.built().await;
     let alias = world.alias("item");
@@ -46,7 +50,35 @@ async fn a_corrupted_index_is_found_counted_and_repaired() {
     }
     assert_eq!(world.metric("onelog_audit_drift_total").await, Some(3.0));
     assert_eq!(world.metric("onelog_audit_undetermined_total").await, Some(0.0));
+    // Who listens to these documents hears of it, though no change has led to it.
+    let told = eventually("the repairs are told", PATIENCE, || async {
+        Some(told_of(&world).await).filter(|it| it.len() >= 3)
+    })
+    .await;
+    let expected = [("4000", true), ("7", false), ("8", false)];
+    assert_eq!(told, expected.map(|(id, deleted)| (id.to_owned(), deleted)));
     assert!(daemon.stop().await.success());
+}
+
+/// The documents that gateways have been told of without a cause, and whether they are gone.
+async fn told_of(world: &World) -> Vec<(String, bool)> {
+    let config = onelog::config::file::load(&world.config).expect("a config");
+    let topic = config.kafka.feedback_topic();
+    let records = tokio::task::spawn_blocking(move || log::read(&topic)).await.expect("no panic");
+    let said = records.iter().filter_map(|it| {
+        Feedback::from_json(it.value.as_deref()?.as_bytes()).expect("a record of ours")
+    });
+    let mut told: Vec<(String, bool)> = said
+        .filter_map(|it| match it {
+            Feedback::Document(it) => {
+                assert!(it.txids.is_empty() && it.correlation_ids.is_empty(), "{it:?}");
+                Some((it.id, it.deleted))
+            }
+            _ => None,
+        })
+        .collect();
+    told.sort();
+    told
 }
 
 /// Nobody captures, so that a change can be seen in Postgres and never in the log, however long an

@@ -5,6 +5,8 @@ mod support;
 
 #[path = "feedback/listener.rs"]
 mod listener;
+#[path = "feedback/sessions.rs"]
+mod sessions;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "functions beside #[test] are tests here too")]
 
 mod support;
+#[path = "read_point/waits.rs"]
+mod waits;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use support::daemon::Daemon;
 use support::eventually;
 use support::gateway::{Answer, ask, configure, listening, sha256};
+use support::token::{Issuer, SECTION};
 use support::world::{PATIENCE, Wishes, World};
 
 const SETUP: &str = "
@@ -85,12 +88,13 @@ impl Client {
     }
 }
 
-async fn world() -> (World, Daemon, String) {
+async fn world(issuer: &Issuer) -> (World, Daemon, String) {
     let wishes = Wishes { instead: Some(SETUP), ..Wishes::default() };
     let world = World::new("read_point", wishes).await;
     std::fs::write(world.mappings.join("pages.toml"), MAPPING).unwrap();
-    let lines = GATEWAY.replace("ALL", &sha256("all")).replace("ONE", &sha256("one"));
+    let lines = GATEWAY.replace("ALL", &sha256("all")).replace("ONE", &sha256("one")) + SECTION;
     let address = configure(&world, &lines);
+    std::fs::write(world.folder.path().join("keys.json"), issuer.set()).unwrap();
     world.onelog(&["prepare"]);
     let daemon = world.start();
     listening(&address).await;
@@ -100,13 +104,15 @@ async fn world() -> (World, Daemon, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_are_read_as_they_were_written() {
-    let (world, daemon, address) = world().await;
+    let issuer = Issuer::new();
+    let (world, daemon, address) = world(&issuer).await;
     let client = Client { address: address.clone(), key: "one" };
     by_id(&world, &client).await;
     what_is_not_there(&world, &client).await;
     by_the_ids_of_browsers(&world, &client).await;
     searches(&client).await;
-    waits(&world, &client).await;
+    waits::waits(&world, &client).await;
+    waits::refusals(&world, &client, &issuer).await;
     assert!(!daemon.log_text().contains("panicked"));
     assert!(daemon.stop().await.success());
 }
@@ -288,52 +294,6 @@ async fn searches(client: &Client) {
     assert!(!refused.body.contains("parse") && !refused.body.contains("exception"), "{refused:?}");
     let other = client.get("/v1/collections/profile_page/_search/by_magic?q=a").await;
     assert_eq!(other.json()["type"], "urn:onelog:problem:not-found");
-}
-
-/// A document is answered once it reflects what its reader has written, and not before.
-async fn waits(world: &World, client: &Client) {
-    let path = "/v1/collections/profile_page/documents/p2";
-    let (postgres, _connection) = world.client().await;
-    // The wait has begun when the command's transaction commits, or has not: both are fine.
-    let write = async {
-        let sql = "BEGIN; SELECT pg_logical_emit_message(true, 'onelog.context', \
-                   '{\"correlation_id\": \"c-1\"}'); \
-                   UPDATE profile SET name = 'Dee One' WHERE key = 'p2'; COMMIT";
-        postgres.batch_execute(sql).await.unwrap();
-    };
-    let query = format!("{path}?wait=30s&correlation_id=c-1&searchable=true");
-    let (answer, ()) = tokio::join!(client.get(&query), write);
-    assert_eq!((answer.status, &answer.json()["name"]), (200, &json!("Dee One")), "{answer:?}");
-    let found = client.get("/v1/collections/profile_page/_search/by_name?q=dee").await;
-    assert_eq!(found.json()["hits"][0]["document"]["name"], "Dee One", "searchable");
-
-    let sql = "WITH changed AS (UPDATE profile SET name = 'Dee Two' WHERE key = 'p2' RETURNING 1) \
-               SELECT pg_current_xact_id()::text FROM changed";
-    let txid: String = postgres.query_one(sql, &[]).await.unwrap().get(0);
-    let answer = client.get(&format!("{path}?wait=30s&txid={txid}&fields=name")).await;
-    assert_eq!((answer.status, &*answer.body), (200, "{\"name\":\"Dee Two\"}"));
-
-    let late = client.get(&format!("{path}?wait=100ms&correlation_id=never")).await;
-    assert_eq!(late.status, 504, "{late:?}");
-    assert!(late.json()["hops"].is_array(), "{late:?}");
-    for collection in ["secret_page", "nothing_page"] {
-        let path = format!("/v1/collections/{collection}/documents/p2?wait=30s&correlation_id=c-1");
-        let answer = client.get(&path).await;
-        assert_eq!(answer.json()["type"], "urn:onelog:problem:not-found");
-    }
-    for query in [
-        "wait=2s",
-        "correlation_id=c-1",
-        "wait=31s&correlation_id=c-1",
-        "wait=soon&correlation_id=c-1",
-        "wait=2s&correlation_id=c-1&txid=1",
-        "wait=2s&txid=x",
-        "wait=2s&min_lsn=x",
-        "wait=2s&txid=1&searchable=maybe",
-        "searchable=true",
-    ] {
-        assert_eq!(client.get(&format!("{path}?{query}")).await.status, 400, "{query}");
-    }
 }
 
 /// Two definitions of a collection, and readers while the alias goes from one to the other.

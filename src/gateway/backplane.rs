@@ -218,8 +218,15 @@ impl Backplane {
             }
         };
         if let Some(event) = event {
+            let mut dropped = 0;
+            // What became a session's by this event, before the event itself.
+            let (session, brought) = room.window.brought(&event).unzip();
+            let session = session.into_iter().collect();
+            for earlier in brought.into_iter().flatten() {
+                dropped += room.subscribers.tell(&session, &earlier);
+            }
             let keys = room.window.keys(&event.feedback);
-            let dropped = room.subscribers.tell(&keys, &event);
+            dropped += room.subscribers.tell(&keys, &event);
             let dropped = u64::try_from(dropped).unwrap_or(u64::MAX);
             self.metrics.gateway_subscribers_dropped_total.inc_by(dropped);
         }

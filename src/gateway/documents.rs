@@ -19,7 +19,6 @@ use crate::gateway::problem::{self, Problem};
 use crate::gateway::query::{Parameters, bad_parameter};
 use crate::gateway::wait::{Document, Token, Waited, until_reflected};
 use crate::json::{Object, push_string};
-use crate::kafka::feedback::Feedback;
 
 /// A browser asks for its own few documents; a list of a table is what searches are for.
 const FOUND_MAX: usize = 100;
@@ -101,8 +100,7 @@ impl Wanted {
         let waited = until_reflected(told, document, &self.token, self.limit).await;
         // What a robot says to another session is not for this one.
         if let (Waited::Failed(event), Some(own)) = (&waited, &principal.session)
-            && let Feedback::Response(response) = &event.feedback
-            && response.session_id.as_deref() != Some(&**own)
+            && gateway.backplane.look(|it| it.place(event, own).is_none())
         {
             return Err(not_yours());
         }

@@ -132,6 +132,8 @@ struct Listener {
     /// What was known already has a gap before it; the id from which on nothing is missing.
     reset: Option<Option<i64>>,
     history: VecDeque<Arc<Event>>,
+    /// The first event of a correlation id that is not known to be the client's session's.
+    not_told: Option<i64>,
     subscription: Subscription,
     backplane: Arc<Backplane>,
     ended: bool,
@@ -166,7 +168,8 @@ async fn listen(
     let reset = (unknown || subscription.history.gap)
         .then(|| Some(history.front().map_or(next - 1, before)).filter(|it| 0 <= *it));
     let backplane = Arc::clone(backplane);
-    Ok(Listener { principal, key, reset, history, subscription, backplane, ended: false })
+    let (not_told, ended) = (None, false);
+    Ok(Listener { principal, key, reset, history, not_told, subscription, backplane, ended })
 }
 
 fn may_listen(backplane: &Backplane, principal: &Principal, key: &Key) -> Result<(), Problem> {
@@ -216,28 +219,51 @@ impl Listener {
                     }
                 },
             };
-            if let Some(word) = self.word(&event) {
+            if self.may_hear(&event)
+                && let Some(word) = self.word(&event)
+            {
                 return Some(word);
             }
         }
     }
 
+    /// Whether a token's client may hear of the correlation id that it listens to. What came before
+    /// that was known is told then.
+    fn may_hear(&mut self, event: &Arc<Event>) -> bool {
+        let own = self.principal.session.as_deref();
+        let (Key::Correlation(id), Some(own)) = (&self.key, own) else { return true };
+        let not_told = self.not_told;
+        let earlier = self.backplane.look(|it| {
+            let is_own = it.session_of(id) == Some(own);
+            is_own.then(|| not_told.map(|from| it.history(&self.key, Some(from - 1)).events))
+        });
+        let Some(earlier) = earlier else {
+            self.not_told = not_told.or(Some(event.offset));
+            return false;
+        };
+        let Some(earlier) = earlier else { return true };
+        self.not_told = None;
+        self.history.push_front(Arc::clone(event));
+        let earlier = earlier.into_iter().rev().filter(|it| it.offset < event.offset);
+        earlier.for_each(|it| self.history.push_front(it));
+        false
+    }
+
     /// None: it is not for this client.
     fn word(&self, event: &Event) -> Option<Word> {
-        let own = self.principal.session.as_deref();
-        if let (Key::Correlation(id), Some(own)) = (&self.key, own) {
-            let is_own = self.backplane.look(|it| it.session_of(id) == Some(own));
-            if !is_own {
-                return None;
-            }
-        }
         if let Feedback::Document(it) = &event.feedback
             && !self.backplane.may_tell(&self.principal, &it.collection)
         {
             return None;
         }
         let (event_name, data) = event.feedback.shown()?;
-        Some(Word { id: Some(event.offset), event: event_name, data })
+        let place = match &self.key {
+            Key::Session(it) => self.backplane.look(|window| window.place(event, it)),
+            Key::Correlation(_) | Key::Document { .. } => None,
+        };
+        // Out of the log's order it has no id: who resumes goes by the last one (see `window`).
+        let id = place.is_none_or(|it| it <= event.offset).then_some(event.offset);
+        Some(Word { id, event: event_name, data })
     }
 }
 

@@ -297,6 +297,21 @@ mod tests {
     }
 
     #[test]
+    fn another_document_of_the_same_command_ends_no_wait() {
+        let limits = Limits { records_max: 9, bytes_max: 999, age_max_ms: 99 };
+        let mut window = Window::new(limits, 0);
+        let token = Token::Correlation("k".to_owned());
+        for (collection, id, expected) in
+            [("page", "d", true), ("page", "e", false), ("list", "d", false)]
+        {
+            let it = window.push((window.next(), 0), Feedback::Document(news(1, &[], 1, "k")), 1);
+            let document = Document { collection: collection.to_owned(), id: id.to_owned() };
+            let ended = end_of(&it.unwrap(), &document, &token);
+            assert_eq!(matches!(ended, Some(Waited::Reflected)), expected, "{document:?}");
+        }
+    }
+
+    #[test]
     fn one_token_is_read_and_nonsense_is_refused() {
         let read = |c, t, l| Token::read(c, t, l).map_err(|it| it.status().as_u16());
         assert_eq!(read(None, None, None), Ok(None));

@@ -8,8 +8,17 @@
 //! command was the first to have it, so that nobody listens to another session's commands by
 //! sending one with the same id.
 //!
+//! A document may be written before the log has that its command was accepted. What is said of a
+//! correlation id before it is a session's becomes that session's with the `accepted`, and has its
+//! *place* ([`Window::place`]) there, just before it; all else has its place where it is in the
+//! log. A session hears in the order of places, live as in its history, and resumes by places: what
+//! is told out of the log's order has no id, so that who has heard an id has heard everything
+//! before that place. (Who loses the connection between such an event and its `accepted` hears
+//! the event twice, and never misses it.)
+//!
 //! Invariants: offsets ascend; what [`Window::history`] finds is what looking at every event by
-//! [`Window::keys`] would find; a repeated answer of a robot is there once.
+//! [`Window::keys`] would find; a listener who was there all the time has heard the same in the
+//! same order; a repeated answer of a robot is there once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -64,7 +73,8 @@ pub struct Window {
     /// The next offset to be taken in.
     next: i64,
     by_key: HashMap<Key, VecDeque<i64>>,
-    /// The accepted commands of a correlation id that have a session, oldest first.
+    /// The accepted commands of a correlation id that have a session, oldest first; the first one
+    /// with the offset since which the id is its session's.
     owners: HashMap<String, VecDeque<(i64, String)>>,
     /// The correlation ids that are a session's.
     owned: HashMap<String, BTreeSet<String>>,
@@ -176,9 +186,11 @@ impl Window {
             }
         }
         let Some(owners) = self.owners.get_mut(correlation) else { return };
-        owners.pop_front();
-        match owners.front() {
-            Some((_, next)) => {
+        let gone = owners.pop_front();
+        match owners.front_mut() {
+            Some((since, next)) => {
+                let same = gone.filter(|(_, it)| it == next);
+                *since = same.map_or(self.next - 1, |(since, _)| since);
                 self.owned.entry(next.clone()).or_default().insert(correlation.to_owned());
             }
             None => drop(self.owners.remove(correlation)),
@@ -227,17 +239,48 @@ impl Window {
         keys
     }
 
-    /// What is known of a key, after the event with this offset if one is given.
+    /// Where a session hears of an event: see the module. None: it does not.
+    pub fn place(&self, event: &Event, session: &str) -> Option<i64> {
+        if session_named(&event.feedback) == Some(session) {
+            return Some(event.offset);
+        }
+        let owned = |it: &str| {
+            let (since, owner) = self.owners.get(it)?.front()?;
+            (owner == session).then_some(*since)
+        };
+        let since = correlations_of(&event.feedback).into_iter().filter_map(owned).min()?;
+        Some(since.max(event.offset))
+    }
+
+    /// What became a session's by the event that was just taken in, in the order of the log.
+    pub fn brought(&self, event: &Event) -> Option<(Key, Vec<Arc<Event>>)> {
+        let (correlation, session) = owning(&event.feedback)?;
+        let key = Key::Correlation(correlation.to_owned());
+        let earlier = self.offsets(&key).filter(|it| *it < event.offset);
+        let earlier = earlier.filter_map(|it| self.at(it));
+        let here = |it: &Arc<Event>| self.place(it, session) == Some(event.offset);
+        Some((Key::Session(session.to_owned()), earlier.filter(here).collect()))
+    }
+
+    /// What is known of a key, after the place `after` if one is given.
     pub fn history(&self, key: &Key, after: Option<i64>) -> History {
         let mut offsets: BTreeSet<i64> = self.offsets(key).collect();
-        if let Key::Session(session) = key {
-            for correlation in self.owned.get(session).into_iter().flatten() {
+        let mut session = None;
+        if let Key::Session(own) = key {
+            session = Some(own.as_str());
+            for correlation in self.owned.get(own).into_iter().flatten() {
                 offsets.extend(self.offsets(&Key::Correlation(correlation.clone())));
             }
         }
-        let from = after.map_or(i64::MIN, |it| it.saturating_add(1));
-        let events = offsets.range(from..).filter_map(|it| self.at(*it)).collect();
-        History { events, gap: after.is_some() && from < self.first }
+        let placed = offsets.into_iter().filter_map(|it| self.at(it)).map(|it| {
+            let place = session.and_then(|session| self.place(&it, session));
+            (place.unwrap_or(it.offset), it)
+        });
+        let is_new = |(place, _): &(i64, Arc<Event>)| after.is_none_or(|it| it < *place);
+        let mut found: Vec<(i64, Arc<Event>)> = placed.filter(is_new).collect();
+        found.sort_by_key(|(place, it)| (*place, it.offset));
+        let gap = after.is_some_and(|it| it.saturating_add(1) < self.first);
+        History { events: found.into_iter().map(|(_, it)| it).collect(), gap }
     }
 
     fn offsets(&self, key: &Key) -> impl Iterator<Item = i64> {
@@ -263,20 +306,20 @@ fn drop_first(index: &mut HashMap<Key, VecDeque<i64>>, key: &Key, offset: i64) {
 /// Whom the event itself names.
 fn direct_keys(feedback: &Feedback) -> BTreeSet<Key> {
     let mut keys = BTreeSet::new();
-    let session = match feedback {
-        Feedback::Accepted(it) => it.session_id.as_ref(),
-        Feedback::Response(it) => it.session_id.as_ref(),
-        // Not for clients.
-        Feedback::Claimed(_) | Feedback::Hop(_) => return keys,
-        Feedback::Document(it) => {
-            let (collection, id) = (it.collection.clone(), it.id.clone());
-            keys.insert(Key::Document { collection, id });
-            None
-        }
-    };
-    keys.extend(session.map(|it| Key::Session(it.clone())));
+    if let Feedback::Document(it) = feedback {
+        keys.insert(Key::Document { collection: it.collection.clone(), id: it.id.clone() });
+    }
+    keys.extend(session_named(feedback).map(|it| Key::Session(it.to_owned())));
     keys.extend(correlations_of(feedback).into_iter().map(|it| Key::Correlation(it.to_owned())));
     keys
+}
+
+fn session_named(feedback: &Feedback) -> Option<&str> {
+    match feedback {
+        Feedback::Accepted(it) => it.session_id.as_deref(),
+        Feedback::Response(it) => it.session_id.as_deref(),
+        Feedback::Document(_) | Feedback::Claimed(_) | Feedback::Hop(_) => None,
+    }
 }
 
 fn correlations_of(feedback: &Feedback) -> Vec<&str> {

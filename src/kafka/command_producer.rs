@@ -4,12 +4,18 @@
 //! waits. What it must never do is to say "no" and deliver later. librdkafka can't take a record
 //! back once a request with it is on its way, so a record that timed out may be in Kafka, or get
 //! there within the time-out of its request: [`SendError::Unknown`], and never another error.
+//!
+//! A producer that has given a record up is replaced: after an outage in which a record timed out,
+//! one has been seen (librdkafka 2.12) never to send again. Each later record timed out as well, for
+//! as long as one looked, with the broker there and no fatal error.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use crate::config::KafkaConfig;
@@ -50,8 +56,36 @@ pub enum SendError {
 pub struct CommandProducer {
     config: KafkaConfig,
     timeout: Duration,
-    /// Replaced after a fatal error, after which librdkafka takes no record any more.
-    producer: Mutex<FutureProducer<Quiet>>,
+    current: Mutex<Current>,
+}
+
+/// A producer, as long as somebody waits for one of its records.
+#[derive(Clone)]
+struct Current {
+    producer: FutureProducer<Quiet>,
+    /// Another is to take its place.
+    gave_up: Arc<AtomicBool>,
+}
+
+impl Current {
+    fn new(config: &KafkaConfig, timeout: Duration) -> Result<Self, KafkaError> {
+        Ok(Self { producer: create(config, timeout)?, gave_up: Arc::default() })
+    }
+}
+
+/// A record on its way. Whoever loses patience with it has learned nothing better of its producer
+/// than a time-out would tell.
+struct OnItsWay {
+    current: Current,
+    has_answer: bool,
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        if !self.has_answer {
+            self.current.gave_up.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl CommandProducer {
@@ -61,8 +95,8 @@ impl CommandProducer {
     /// # Errors
     /// The operator's properties are no properties.
     pub fn new(config: &KafkaConfig, timeout: Duration) -> Result<Self, KafkaError> {
-        let producer = Mutex::new(create(config, timeout)?);
-        Ok(Self { config: config.clone(), timeout, producer })
+        let current = Mutex::new(Current::new(config, timeout)?);
+        Ok(Self { config: config.clone(), timeout, current })
     }
 
     /// Sends a record and waits for its acknowledgement by all replicas in sync.
@@ -70,57 +104,55 @@ impl CommandProducer {
     /// # Errors
     /// See [`SendError`].
     pub async fn send(&self, record: CommandRecord<'_>) -> Result<(), SendError> {
-        let delivered = match self.hand_over(record) {
-            Ok(delivery) => delivery.await,
-            Err(error) => return Err(self.sorted(error, false)),
+        let mut on_its_way = OnItsWay { current: self.current(), has_answer: false };
+        let handed_over = hand_over(&on_its_way.current.producer, record);
+        let is_queued = handed_over.is_ok();
+        let error = match handed_over {
+            Ok(delivery) => match delivery.await {
+                Ok(Ok(_)) => {
+                    on_its_way.has_answer = true;
+                    return Ok(());
+                }
+                Ok(Err((error, _))) => error,
+                Err(_) => return Err(SendError::Unknown(KafkaError::Canceled)),
+            },
+            Err(error) => error,
         };
-        match delivered {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(self.sorted(error, true)),
-            Err(_) => Err(SendError::Unknown(KafkaError::Canceled)),
-        }
-    }
-
-    /// Sends a record that nobody waits for: losing it costs some time and no command.
-    pub fn tell(&self, record: CommandRecord<'_>) {
-        if let Err(error) = self.hand_over(record) {
-            tracing::debug!(%error, topic = record.topic, "a record was not told");
-        }
-    }
-
-    fn hand_over(
-        &self,
-        record: CommandRecord<'_>,
-    ) -> Result<rdkafka::producer::future_producer::DeliveryFuture, KafkaError> {
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-        for (key, value) in record.headers {
-            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
-        }
-        let out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
-        let producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        producer.send_result(out.headers(headers)).map_err(|(error, _)| error)
-    }
-
-    /// What an error says of the record. `queued`: it was in librdkafka's hands.
-    fn sorted(&self, error: KafkaError, queued: bool) -> SendError {
-        self.renew_if_dead();
-        match error.rdkafka_error_code() {
+        let code = error.rdkafka_error_code();
+        let is_dead = on_its_way.current.producer.client().fatal_error().is_some();
+        on_its_way.has_answer = !is_dead && code != Some(RDKafkaErrorCode::MessageTimedOut);
+        Err(match code {
             Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => SendError::TooLarge,
-            Some(code) if !queued || is_refusal(code) => SendError::Refused(error),
+            Some(code) if !is_queued || is_refusal(code) => SendError::Refused(error),
             _ => SendError::Unknown(error),
-        }
+        })
     }
 
-    fn renew_if_dead(&self) {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((code, reason)) = producer.client().fatal_error() else { return };
-        tracing::warn!(%code, reason, "kafka's client of the write point is started anew");
-        match create(&self.config, self.timeout) {
-            Ok(new) => *producer = new,
-            Err(error) => tracing::error!(%error, "it does not start"),
+    /// The producer, a new one if the last one has given up.
+    fn current(&self) -> Current {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.gave_up.load(Ordering::Relaxed) {
+            tracing::debug!("kafka's client of the write point is started anew");
+            match Current::new(&self.config, self.timeout) {
+                Ok(new) => *current = new,
+                Err(error) => tracing::error!(%error, "it does not start"),
+            }
         }
+        current.clone()
     }
+}
+
+fn hand_over(
+    producer: &FutureProducer<Quiet>,
+    record: CommandRecord<'_>,
+) -> Result<DeliveryFuture, KafkaError> {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for (key, value) in record.headers {
+        headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
+    }
+    let out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
+    producer.send_result(out.headers(headers)).map_err(|(error, _)| error)
 }
 
 /// Whether no broker has appended the record, for sure. Whatever is not in this list may be.

@@ -6,8 +6,11 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -74,6 +77,14 @@ type Waiter = Option<oneshot::Sender<Result<i64, KafkaError>>>;
 
 struct Reports {
     metrics: Metrics,
+    /// A record had no answer in time, or the error was fatal: take another producer.
+    gave_up: AtomicBool,
+}
+
+impl Reports {
+    fn new(metrics: &Metrics) -> Self {
+        Self { metrics: metrics.clone(), gave_up: AtomicBool::new(false) }
+    }
 }
 
 impl ClientContext for Reports {
@@ -88,7 +99,12 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
         let (outcome, result) = match result {
             Ok(message) => ("sent", Ok(message.offset())),
-            Err((error, _)) => ("failed", Err(error.clone())),
+            Err((error, _)) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut) {
+                    self.gave_up.store(true, Ordering::Relaxed);
+                }
+                ("failed", Err(error.clone()))
+            }
         };
         self.metrics.feedback_records_total.with_label_values(&[outcome]).inc();
         if let Some(waiter) = *waiter {
@@ -100,7 +116,10 @@ impl ProducerContext for Reports {
 
 /// A way to the backplane.
 pub struct FeedbackSender {
-    producer: ThreadedProducer<Reports>,
+    client: ClientConfig,
+    /// Replaced after a fatal error and after a record that had no answer in time, as that of
+    /// commands (`kafka::command_producer` says why).
+    producer: Mutex<ThreadedProducer<Reports>>,
     topic: String,
     /// Names this process among others of its role.
     instance: String,
@@ -124,22 +143,25 @@ impl FeedbackSender {
             ("queue.buffering.max.messages", QUEUE_RECORDS.to_owned()),
             ("queue.buffering.max.kbytes", QUEUE_KBYTES.to_owned()),
         ];
-        let reports = Reports { metrics: metrics.clone() };
-        let producer = settings::client_config(config, &own)
-            .create_with_context(reports)
+        let client = settings::client_config(config, &own);
+        let producer = client
+            .create_with_context(Reports::new(&metrics))
             .map_err(|source| PublishError { topic: topic.clone(), source })?;
         // Keyed by the operating system, anew for each process and each of these.
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
-        Ok(Self { producer, topic, instance, metrics })
+        Ok(Self { client, producer: Mutex::new(producer), topic, instance, metrics })
     }
 
     /// Writes the record, and returns its offset once Kafka has it for good.
     pub async fn publish(&self, feedback: &Feedback) -> Result<i64, PublishError> {
         let failed = |source| PublishError { topic: self.topic.clone(), source };
         let (delivered, report) = oneshot::channel();
-        self.send(feedback, Some(delivered)).map_err(failed)?;
-        // Each record handed over gets its report, the last ones when the producer is dropped.
-        report.await.unwrap_or(Err(KafkaError::Canceled)).map_err(failed)
+        let producer = self.send(feedback, Some(delivered)).map_err(failed)?;
+        // Each record handed over gets its report, the last ones when the producer is dropped: so
+        // one that is replaced meanwhile stays until then.
+        let reported = report.await;
+        drop(producer);
+        reported.unwrap_or(Err(KafkaError::Canceled)).map_err(failed)
     }
 
     /// Writes the record if there is room for it, and waits for nothing.
@@ -153,13 +175,39 @@ impl FeedbackSender {
         }
     }
 
-    fn send(&self, feedback: &Feedback, waiter: Waiter) -> Result<(), KafkaError> {
+    /// The producer that has the record now.
+    fn send(
+        &self,
+        feedback: &Feedback,
+        waiter: Waiter,
+    ) -> Result<ThreadedProducer<Reports>, KafkaError> {
         let value = feedback.to_json();
         let record: BaseRecord<'_, [u8], [u8], Box<Waiter>> =
             BaseRecord::with_opaque_to(&self.topic, Box::new(waiter))
                 .partition(0)
                 .payload(value.as_bytes());
-        self.producer.send(record).map_err(|(error, _record)| error)
+        let producer = self.current();
+        let Err((error, record)) = producer.send(record) else { return Ok(producer) };
+        if producer.client().fatal_error().is_none() {
+            return Err(error);
+        }
+        producer.client().context().gave_up.store(true, Ordering::Relaxed);
+        let producer = self.current();
+        producer.send(record).map_err(|(error, _record)| error)?;
+        Ok(producer)
+    }
+
+    /// The producer, a new one if the last one has given up.
+    fn current(&self) -> ThreadedProducer<Reports> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if producer.client().context().gave_up.load(Ordering::Relaxed) {
+            tracing::debug!("kafka's client of feedback is started anew");
+            match self.client.create_with_context(Reports::new(&self.metrics)) {
+                Ok(new) => *producer = new,
+                Err(error) => tracing::error!(%error, "it does not start"),
+            }
+        }
+        producer.clone()
     }
 
     pub fn instance(&self) -> &str {
@@ -170,8 +218,68 @@ impl FeedbackSender {
     pub fn say_goodbye(&self, role: Role, ts_ms: i64) {
         let hop = Hop::new((role, &self.instance), State::Stopped, ts_ms);
         self.offer(&Feedback::Hop(hop));
-        if let Err(error) = self.producer.flush(FLUSH_MAX) {
+        if let Err(error) = self.current().flush(FLUSH_MAX) {
             tracing::debug!(%error, "feedback was left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::config::file::parse;
+
+    fn cluster() -> (MockCluster<'static, DefaultProducerContext>, KafkaConfig) {
+        let cluster = MockCluster::new(1).unwrap();
+        let text = format!(
+            "[postgres]\nurl = \"postgres://onelog@localhost/app\"\ntables = [\"public.*\"]\n\
+             [kafka]\nbrokers = \"{}\"\ntopic_prefix = \"app\"\n\
+             [elasticsearch]\nurl = \"http://localhost:9200\"\n",
+            cluster.bootstrap_servers()
+        );
+        let config = parse("config.toml".as_ref(), &text, &|_| None).unwrap().kafka;
+        cluster.create_topic(&config.feedback_topic(), 1, 1).unwrap();
+        (cluster, config)
+    }
+
+    /// librdkafka's broker for tests: a real one has such an answer only for a mistake of its own.
+    #[tokio::test]
+    async fn a_producer_that_is_dead_is_replaced() {
+        let (cluster, config) = cluster();
+        let patience = Duration::from_secs(60);
+        let sender = FeedbackSender::new(&config, patience, Metrics::new()).unwrap();
+        let said = Feedback::Hop(Hop::new((Role::Capture, "i"), State::Running, 0));
+        assert_eq!(sender.publish(&said).await.unwrap(), 0);
+        let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        for expected in 1..3 {
+            cluster.request_errors(RDKafkaApiKey::Produce, &[fatal]);
+            sender.publish(&said).await.unwrap_err();
+            assert_eq!(sender.publish(&said).await.unwrap(), expected);
+        }
+    }
+    /// As it may never send again: `kafka::command_producer`.
+    #[tokio::test]
+    async fn a_producer_that_gave_a_record_up_is_replaced() {
+        let (cluster, config) = cluster();
+        let limit = Duration::from_secs(1);
+        let sender = FeedbackSender::new(&config, limit, Metrics::new()).unwrap();
+        let said = Feedback::Hop(Hop::new((Role::Capture, "i"), State::Running, 0));
+        cluster.broker_down(1).unwrap();
+        let first = sender.current();
+        sender.publish(&said).await.unwrap_err();
+        let now = sender.current();
+        assert!(!Arc::ptr_eq(first.client().context(), now.client().context()), "another one");
+        cluster.broker_up(1).unwrap();
+        let mut failed = 0;
+        while sender.publish(&said).await.is_err() {
+            failed += 1;
+            assert!(failed < 60, "it never sends again");
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod log;
 pub mod oracle;
 pub mod robot;
 pub mod servers;
+pub mod token;
 pub mod traffic;
 pub mod world;
 

@@ -164,15 +164,57 @@ proptest! {
         }
         for key in all_keys() {
             let concerned = window.events.iter().filter(|it| window.keys(&it.feedback).contains(&key));
-            let naive: Vec<i64> = concerned.map(|it| it.offset).collect();
-            prop_assert_eq!(&offsets(&window.history(&key, None)), &naive, "{:?}", &key);
-            let rest: Vec<i64> = naive.into_iter().filter(|it| *it > after).collect();
-            prop_assert_eq!(offsets(&window.history(&key, Some(after))), rest);
+            let naive: BTreeSet<i64> = concerned.map(|it| it.offset).collect();
+            let found = offsets(&window.history(&key, None));
+            prop_assert_eq!(found.iter().copied().collect::<BTreeSet<_>>(), naive, "{:?}", &key);
+            let rest: Vec<i64> = found.into_iter().filter(|it| *it > after).collect();
+            let resumed = offsets(&window.history(&key, Some(after)));
+            prop_assert!(rest.iter().all(|it| resumed.contains(it)), "{:?}", &key);
         }
         // Nothing is kept of what has fallen out.
         window.trim(i64::MAX);
         prop_assert!(window.is_empty() && window.by_key.is_empty());
         prop_assert!(window.owners.is_empty() && window.owned.is_empty());
         prop_assert!(window.answers.is_empty() && window.bytes == 0);
+    }
+
+    /// The listener of this test hears what a gateway tells, and what it has heard is compared with
+    /// what became its own as one looks at everything after each record.
+    #[test]
+    fn who_listens_all_the_time_hears_the_history_and_who_comes_back_misses_nothing(
+        records in proptest::collection::vec(said(), 0..60),
+    ) {
+        let mut window = Window::new(Limits { records_max: 99, bytes_max: 99, age_max_ms: 99 }, 0);
+        for listener in all_keys() {
+            window = Window::new(window.limits, 0);
+            let (mut heard, mut due) = (Vec::new(), Vec::new());
+            for (offset, it) in (0..).zip(&records) {
+                let Some(event) = window.push((offset, 0), it.clone(), 1) else { continue };
+                let (key, brought) = window.brought(&event).unzip();
+                let own = brought.into_iter().flatten().filter(|_| key.as_ref() == Some(&listener));
+                heard.extend(own.map(|it| it.offset));
+                let concerns = |it: &&Arc<Event>| window.keys(&it.feedback).contains(&listener);
+                heard.extend(Some(&event).filter(concerns).map(|it| it.offset));
+                let now = window.events.iter().filter(concerns).map(|it| it.offset);
+                let new: Vec<i64> = now.filter(|it| !due.contains(it)).collect();
+                due.extend(new);
+            }
+            prop_assert_eq!(&heard, &due, "{:?}", &listener);
+            prop_assert_eq!(&offsets(&window.history(&listener, None)), &due, "{:?}", &listener);
+            // As SSE has it: the last id that was told, wherever the connection ends.
+            let (mut last, mut certain) = (None, 0);
+            for (nth, offset) in due.iter().enumerate() {
+                let event = window.at(*offset).expect("it is there");
+                let place = match &listener {
+                    Key::Session(it) => window.place(&event, it).expect("it is its own"),
+                    Key::Correlation(_) | Key::Document { .. } => *offset,
+                };
+                if place == *offset {
+                    (last, certain) = (Some(*offset), nth + 1);
+                }
+                let rest = offsets(&window.history(&listener, last));
+                prop_assert_eq!(rest, &due[certain..], "{:?} {:?}", &listener, last);
+            }
+        }
     }
 }
