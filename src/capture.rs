@@ -10,6 +10,12 @@
 //! transactions, before the record is read; and our own record, not clean, is durable before that
 //! too. Postgres is told to begin at the record, and sends nothing that was published before it.
 //!
+//! A predecessor of this very machine that is known to be dead is waited out all the same: its last
+//! requests live on without it. The kernel repeats what was not delivered for some minutes after
+//! a network's outage, and a broker works on what it has received, up to five requests, each held
+//! up until the one before is on all replicas. Nobody but the broker knows when that is over, and
+//! only a transactional id makes it refuse them: `delivery = "exactly-once"` takes over at once.
+//!
 //! **Invariant:** nothing is produced before [`slot::decide`] has allowed it.
 
 mod copies;

@@ -11,6 +11,7 @@
 //! next session resumes from what was confirmed.
 
 mod error;
+mod in_flight;
 mod transaction;
 
 use std::collections::VecDeque;
@@ -28,6 +29,8 @@ use tokio::sync::Notify;
 
 pub use error::ProduceError;
 use error::{failure, refused};
+use in_flight::InFlight;
+pub use in_flight::TOPICS_IN_FLIGHT;
 use transaction::Transactions;
 pub use transaction::{dismiss, fence};
 
@@ -61,6 +64,7 @@ struct State {
     commit_times: VecDeque<(TransactionSeq, i64)>,
     /// Records handed over without a report yet; progress records too.
     outstanding: u64,
+    topics: InFlight,
     /// The LSN of the progress record in flight.
     record_in_flight: Option<Lsn>,
     /// The LSN of the newest progress record that is durable.
@@ -84,6 +88,13 @@ impl Deliveries {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held is a broken invariant of ours; the panic itself ends us.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`InFlight::admits`].
+    fn admit(&self, topic: &str) -> bool {
+        let mut state = self.lock();
+        let outstanding = state.outstanding;
+        state.topics.admits(topic, outstanding)
     }
 }
 
@@ -173,6 +184,8 @@ pub struct LogProducer {
     producer: ThreadedProducer<Context>,
     deliveries: Arc<Deliveries>,
     run_id: String,
+    /// Nothing stays outstanding for longer.
+    delivery_max: Duration,
     /// None: records are plain ones.
     transactions: Option<Transactions>,
 }
@@ -197,6 +210,7 @@ impl LogProducer {
                 progress: Progress::resume(Lsn(0), 0),
                 commit_times: VecDeque::new(),
                 outstanding: 0,
+                topics: InFlight::default(),
                 record_in_flight: None,
                 recorded: Lsn(0),
                 failure: None,
@@ -214,7 +228,9 @@ impl LogProducer {
             .map_err(ProduceError::Client)?;
         // RandomState is seeded by the system: a name that no other process has.
         let run_id = format!("{:016x}", RandomState::new().build_hasher().finish());
-        Ok(Self { producer, deliveries, run_id, transactions })
+        // librdkafka looks for timed-out records once a second.
+        let delivery_max = config.delivery_timeout + Duration::from_secs(2);
+        Ok(Self { producer, deliveries, run_id, delivery_max, transactions })
     }
 
     /// Names this producer in progress records.
@@ -305,7 +321,8 @@ impl LogProducer {
         }
     }
 
-    /// Hands one record of the open transaction to Kafka, waiting while the queue is full.
+    /// Hands one record of the open transaction to Kafka, waiting while the queue is full, and
+    /// while too many other topics have records in flight.
     ///
     /// # Errors
     /// If the record is too large or the session has failed.
@@ -329,6 +346,10 @@ impl LogProducer {
         headers: &[Header],
         place: Place,
     ) -> Result<(), ProduceError> {
+        while !self.deliveries.admit(record.topic) {
+            self.quiet(self.delivery_max).await?;
+            self.standing()?;
+        }
         self.deliveries.lock().progress.sent();
         let opaque = usize::try_from(seq).expect("a number of transactions fits a word");
         loop {
@@ -430,6 +451,10 @@ pub struct Standing {
 
 pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
     let delivery_ms = config.delivery_timeout.as_millis().to_string();
+    // How long a broker waits for replicas before it goes on to the next request. Of five that a
+    // dead process has left behind, the last is then written before a successor's wait of more
+    // than two delivery timeouts is over (A14); at the default of 30 s it might not be.
+    let broker_wait = (config.delivery_timeout / 2).min(config.socket_timeout);
     let settings: [(&str, &str); 11] = [
         ("enable.idempotence", "true"),
         ("acks", "all"),
@@ -456,6 +481,7 @@ pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> 
     ];
     let mut all: Vec<_> = settings.iter().map(|&(name, it)| (name, it.to_owned())).collect();
     all.push(("message.timeout.ms", delivery_ms));
+    all.push(("request.timeout.ms", broker_wait.as_millis().to_string()));
     // Half a megabyte a request: larger ones only add to memory and to latency.
     all.push(("batch.size", BATCH_BYTES.to_string()));
     all

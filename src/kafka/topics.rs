@@ -34,8 +34,8 @@ const PROGRESS_SEGMENT: Duration = Duration::from_secs(600);
 const FEEDBACK_SEGMENT: Duration = Duration::from_secs(600);
 
 /// Topics seen to at a time, however many there are: the answer with the settings of each has some
-/// 3 KB, and a controller takes no more than 10,000 partitions in one request.
-const TOPICS_AT_ONCE: usize = 200;
+/// 3 KB, and a broker takes 5 to 10 ms to make the files of each new one (see [`known`]).
+const TOPICS_AT_ONCE: usize = 100;
 
 /// What a topic is for, which decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +196,9 @@ pub async fn ensure_topics(
             some.iter().partition(|it| there.contains_key(&it.name));
         if !dry_run {
             create(config, &admin, &missing).await?;
+            if let Some(last) = missing.last() {
+                known(&admin, &last.name).await;
+            }
         }
         let created = missing.iter().map(|it| TopicAction::Created { topic: it.name.clone() });
         actions.extend(created);
@@ -254,7 +257,27 @@ const MAX_MESSAGE_BYTES: usize = 1_048_588;
 const MAX_MESSAGE_BYTES_MIN: usize = settings::BATCH_BYTES + 1024;
 
 /// How often a topic that was just created is asked for again.
-const FACTS_POLL: Duration = Duration::from_millis(50);
+const CREATED_POLL: Duration = Duration::from_millis(50);
+
+/// Waits until a broker tells of a topic that was just created, and so has made the files of those
+/// that were created before. The controller answers long before that, and the first records of
+/// a thousand topics that it has created at once would time out. One that takes too long is left
+/// to those who wait for its records: nothing else rests on it.
+async fn known(admin: &Arc<AdminClient<DefaultClientContext>>, topic: &str) {
+    let give_up = Instant::now() + settings::REQUEST_TIMEOUT;
+    while Instant::now() < give_up {
+        // By its name: it is there, so that asking can't create it.
+        let (admin, name) = (Arc::clone(admin), topic.to_owned());
+        let asked = tokio::task::spawn_blocking(move || {
+            let found = admin.inner().fetch_metadata(Some(&name), settings::REQUEST_TIMEOUT);
+            found.is_ok_and(|it| it.topics().iter().any(|it| !it.partitions().is_empty()))
+        });
+        if asked.await.unwrap_or(true) {
+            return;
+        }
+        tokio::time::sleep(CREATED_POLL).await;
+    }
+}
 
 /// Asks what a topic takes. One that was just created may be unknown to a broker for a moment,
 /// which is waited for.
@@ -291,7 +314,7 @@ pub async fn facts(config: &KafkaConfig, topic: &str) -> Result<TopicFacts, Topi
                 let code = RDKafkaErrorCode::UnknownTopicOrPartition;
                 return Err(failed(KafkaError::AdminOp(code)));
             }
-            _ => tokio::time::sleep(FACTS_POLL).await,
+            _ => tokio::time::sleep(CREATED_POLL).await,
         }
     }
 }
