@@ -49,7 +49,7 @@ use crate::config::{Config, KafkaConfig};
 use crate::elasticsearch::client::ElasticError;
 use crate::gateway::backplane::{Backplane, BackplaneError, run_backplane};
 use crate::gateway::commands::WritePoint;
-use crate::gateway::files::{Files, run_files};
+use crate::gateway::files::{Files, look_once, run_files};
 use crate::gateway::limits::Limits;
 use crate::gateway::pipeline::Pipeline;
 use crate::gateway::principal::Doorkeeper;
@@ -118,7 +118,8 @@ pub async fn run_gateway(
     let write_point = Arc::new(write_point);
     let doorkeeper = Doorkeeper::new(&gateway);
     let files = Files::new((&config, &gateway), Arc::clone(&write_point), doorkeeper.tokens());
-    let (trouble, is_troubled) = watch::channel(Some("files are not read yet".to_owned()));
+    let (files, found) = look_once(files).await?;
+    let (trouble, is_troubled) = watch::channel(found);
     let (mut stages, is_ready) = start_stages(parts, &backplane, &shutdown);
     let reader = Reader::new(&config.elasticsearch, &gateway)?;
     stages.spawn(run_files(files, trouble, shutdown.clone()));

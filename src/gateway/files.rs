@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -115,6 +116,19 @@ impl Files {
     }
 }
 
+/// One look; what keeps the gateway from being ready comes back besides. Before the first one
+/// nobody is served: good tokens would be refused while their keys are not read.
+///
+/// # Errors
+/// The look panicked.
+pub async fn look_once(mut files: Files) -> Result<(Files, Option<String>), JoinError> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let found = files.look();
+        (files, found)
+    });
+    looked.await
+}
+
 /// Looks until `shutdown`; `trouble` hears what keeps the gateway from being ready.
 ///
 /// # Errors
@@ -135,11 +149,7 @@ pub async fn run_files(
             // 2. The next look.
             _ = looks.tick() => {}
         }
-        let looked = tokio::task::spawn_blocking(move || {
-            let found = files.look();
-            (files, found)
-        });
-        let Ok((same, found)) = looked.await else {
+        let Ok((same, found)) = look_once(files).await else {
             trouble.send_replace(Some("looking at files has panicked".to_owned()));
             return Ok(());
         };
