@@ -21,6 +21,7 @@ pub mod producer;
 pub mod progress_record;
 pub mod record;
 mod recorder;
+mod renewed;
 pub mod settings;
 pub mod side;
 pub mod topics;

@@ -19,12 +19,13 @@ use listener::{Heard, Listener};
 use onelog::gateway::backplane::{Backplane, run_backplane};
 use onelog::gateway::pipeline::Pipeline;
 use onelog::gateway::wait::{Document, Token, Waited, until_reflected};
-use onelog::kafka::feedback::{Accepted, Feedback};
+use onelog::kafka::feedback::Feedback;
 use onelog::metrics::Metrics;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use support::daemon::Daemon;
+use support::gateway::accepted;
 use support::world::{PATIENCE, Wishes, World, free_address, metric_at, psql_path};
 use support::{eventually, server};
 use tokio::sync::watch;
@@ -331,16 +332,7 @@ async fn a_wait_ends_with_the_document_or_says_who_is_behind() {
 async fn refusal_ends_the_wait(waiting: &Waiting) {
     let refused =
         r#"{"kind":"response","topic":"t","status":"failure","correlation_id":"k9","ts_ms":1}"#;
-    let accepted = Feedback::Accepted(Accepted {
-        command: "c".to_owned(),
-        identity: None,
-        topic: "t".to_owned(),
-        message_type: None,
-        document_id: "a".to_owned(),
-        session_id: None,
-        correlation_id: "k9".to_owned(),
-        ts_ms: 1,
-    });
+    let accepted = accepted("a", "k9", None);
     waiting.backplane.publish(&accepted).await.expect("Kafka takes it");
     let token = Token::Correlation("k9".to_owned());
     let wait = waiting.until("a", &token, PATIENCE);

@@ -78,18 +78,7 @@ const SHAPES: &[&str] = &[
 
 fn table(nth: usize) -> (TableName, TableFacts) {
     let name = TableName { namespace: "public".to_owned(), name: TABLES[nth].to_owned() };
-    let column = |name: &&str| ColumnFacts {
-        name: (*name).to_owned(),
-        type_oid: 23,
-        type_name: "integer".to_owned(),
-        carrier: true,
-        same_text: true,
-        equal_image: true,
-        generated: false,
-        expression: None,
-        nested: None,
-        collation: None,
-    };
+    let column = |name: &&str| ColumnFacts::plain((*name).to_owned(), 23, "integer");
     let facts = TableFacts {
         name: name.clone(),
         oid: 1,

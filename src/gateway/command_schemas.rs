@@ -9,7 +9,7 @@
 //! All files load or none is taken: a mistake in one keeps what was there before. All mistakes are
 //! told at once, each at its place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -83,8 +83,10 @@ impl CommandSchemas {
         if mistakes.is_empty() { Ok(all) } else { Err(Mistakes(mistakes)) }
     }
 
-    pub fn topics(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(|(topic, _)| topic.as_str())
+    /// The topics that there are schemas for, and that are none of those that take commands.
+    pub fn strangers<'s>(&'s self, taken: impl Iterator<Item = &'s str>) -> BTreeSet<&'s str> {
+        let topics: BTreeSet<_> = self.places.keys().map(|(topic, _)| topic.as_str()).collect();
+        &topics - &taken.collect()
     }
 
     /// The schemas that speak of these commands.

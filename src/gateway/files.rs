@@ -71,7 +71,7 @@ impl Files {
         }
         match CommandSchemas::load(&now) {
             Ok(schemas) => {
-                for topic in schemas.topics().filter(|it| !self.topics.iter().any(|at| at == it)) {
+                for topic in schemas.strangers(self.topics.iter().map(String::as_str)) {
                     tracing::warn!(topic, "a JSON Schema is of no topic of [[gateway.commands]]");
                 }
                 if !now.is_empty() || self.schemas_seen.is_some() {

@@ -4,13 +4,7 @@
 //! waits. What it must never do is to say "no" and deliver later. librdkafka can't take a record
 //! back once a request with it is on its way, so a record that timed out may be in Kafka, or get
 //! there within the time-out of its request: [`SendError::Unknown`], and never another error.
-//!
-//! A producer that has given a record up is replaced: after an outage in which a record timed out,
-//! one has been seen (librdkafka 2.12) never to send again. Each later record timed out as well, for
-//! as long as one looked, with the broker there and no fatal error.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,6 +13,7 @@ use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use crate::config::KafkaConfig;
+use crate::kafka::renewed::{Current, Renewed};
 use crate::kafka::settings::{self, Quiet};
 
 /// Most records that wait for Kafka: as many as clients that wait, which connections limit.
@@ -54,36 +49,20 @@ pub enum SendError {
 
 /// See the module.
 pub struct CommandProducer {
-    config: KafkaConfig,
-    timeout: Duration,
-    current: Mutex<Current>,
-}
-
-/// A producer, as long as somebody waits for one of its records.
-#[derive(Clone)]
-struct Current {
-    producer: FutureProducer<Quiet>,
-    /// Another is to take its place.
-    gave_up: Arc<AtomicBool>,
-}
-
-impl Current {
-    fn new(config: &KafkaConfig, timeout: Duration) -> Result<Self, KafkaError> {
-        Ok(Self { producer: create(config, timeout)?, gave_up: Arc::default() })
-    }
+    producer: Renewed<FutureProducer<Quiet>>,
 }
 
 /// A record on its way. Whoever loses patience with it has learned nothing better of its producer
 /// than a time-out would tell.
 struct OnItsWay {
-    current: Current,
+    current: Current<FutureProducer<Quiet>>,
     has_answer: bool,
 }
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         if !self.has_answer {
-            self.current.gave_up.store(true, Ordering::Relaxed);
+            self.current.gave_up.set();
         }
     }
 }
@@ -95,8 +74,9 @@ impl CommandProducer {
     /// # Errors
     /// The operator's properties are no properties.
     pub fn new(config: &KafkaConfig, timeout: Duration) -> Result<Self, KafkaError> {
-        let current = Mutex::new(Current::new(config, timeout)?);
-        Ok(Self { config: config.clone(), timeout, current })
+        let config = config.clone();
+        let producer = Renewed::new("the write point", move |_| create(&config, timeout))?;
+        Ok(Self { producer })
     }
 
     /// Sends a record and waits for its acknowledgement by all replicas in sync.
@@ -104,7 +84,7 @@ impl CommandProducer {
     /// # Errors
     /// See [`SendError`].
     pub async fn send(&self, record: CommandRecord<'_>) -> Result<(), SendError> {
-        let mut on_its_way = OnItsWay { current: self.current(), has_answer: false };
+        let mut on_its_way = OnItsWay { current: self.producer.current(), has_answer: false };
         let handed_over = hand_over(&on_its_way.current.producer, record);
         let is_queued = handed_over.is_ok();
         let error = match handed_over {
@@ -127,19 +107,6 @@ impl CommandProducer {
             Some(code) if !is_queued || is_refusal(code) => SendError::Refused(error),
             _ => SendError::Unknown(error),
         })
-    }
-
-    /// The producer, a new one if the last one has given up.
-    fn current(&self) -> Current {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.gave_up.load(Ordering::Relaxed) {
-            tracing::debug!("kafka's client of the write point is started anew");
-            match Current::new(&self.config, self.timeout) {
-                Ok(new) => *current = new,
-                Err(error) => tracing::error!(%error, "it does not start"),
-            }
-        }
-        current.clone()
     }
 }
 

@@ -6,11 +6,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -21,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Config, KafkaConfig};
 use crate::kafka::feedback::{Feedback, Hop, Role, State};
+use crate::kafka::renewed::{Current, GaveUp, Renewed};
 use crate::kafka::settings;
 use crate::kafka::topics::{self, TopicError, WantedTopic};
 use crate::metrics::Metrics;
@@ -77,14 +75,7 @@ type Waiter = Option<oneshot::Sender<Result<i64, KafkaError>>>;
 
 struct Reports {
     metrics: Metrics,
-    /// A record had no answer in time, or the error was fatal: take another producer.
-    gave_up: AtomicBool,
-}
-
-impl Reports {
-    fn new(metrics: &Metrics) -> Self {
-        Self { metrics: metrics.clone(), gave_up: AtomicBool::new(false) }
-    }
+    gave_up: GaveUp,
 }
 
 impl ClientContext for Reports {
@@ -101,7 +92,7 @@ impl ProducerContext for Reports {
             Ok(message) => ("sent", Ok(message.offset())),
             Err((error, _)) => {
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut) {
-                    self.gave_up.store(true, Ordering::Relaxed);
+                    self.gave_up.set();
                 }
                 ("failed", Err(error.clone()))
             }
@@ -116,10 +107,7 @@ impl ProducerContext for Reports {
 
 /// A way to the backplane.
 pub struct FeedbackSender {
-    client: ClientConfig,
-    /// Replaced after a fatal error and after a record that had no answer in time, as that of
-    /// commands (`kafka::command_producer` says why).
-    producer: Mutex<ThreadedProducer<Reports>>,
+    producer: Renewed<ThreadedProducer<Reports>>,
     topic: String,
     /// Names this process among others of its role.
     instance: String,
@@ -144,12 +132,14 @@ impl FeedbackSender {
             ("queue.buffering.max.kbytes", QUEUE_KBYTES.to_owned()),
         ];
         let client = settings::client_config(config, &own);
-        let producer = client
-            .create_with_context(Reports::new(&metrics))
-            .map_err(|source| PublishError { topic: topic.clone(), source })?;
+        let counted = metrics.clone();
+        let producer = Renewed::new("feedback", move |gave_up| {
+            client.create_with_context(Reports { metrics: counted.clone(), gave_up })
+        })
+        .map_err(|source| PublishError { topic: topic.clone(), source })?;
         // Keyed by the operating system, anew for each process and each of these.
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
-        Ok(Self { client, producer: Mutex::new(producer), topic, instance, metrics })
+        Ok(Self { producer, topic, instance, metrics })
     }
 
     /// Writes the record, and returns its offset once Kafka has it for good.
@@ -186,28 +176,15 @@ impl FeedbackSender {
             BaseRecord::with_opaque_to(&self.topic, Box::new(waiter))
                 .partition(0)
                 .payload(value.as_bytes());
-        let producer = self.current();
+        let Current { producer, gave_up } = self.producer.current();
         let Err((error, record)) = producer.send(record) else { return Ok(producer) };
         if producer.client().fatal_error().is_none() {
             return Err(error);
         }
-        producer.client().context().gave_up.store(true, Ordering::Relaxed);
-        let producer = self.current();
+        gave_up.set();
+        let producer = self.producer.current().producer;
         producer.send(record).map_err(|(error, _record)| error)?;
         Ok(producer)
-    }
-
-    /// The producer, a new one if the last one has given up.
-    fn current(&self) -> ThreadedProducer<Reports> {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        if producer.client().context().gave_up.load(Ordering::Relaxed) {
-            tracing::debug!("kafka's client of feedback is started anew");
-            match self.client.create_with_context(Reports::new(&self.metrics)) {
-                Ok(new) => *producer = new,
-                Err(error) => tracing::error!(%error, "it does not start"),
-            }
-        }
-        producer.clone()
     }
 
     pub fn instance(&self) -> &str {
@@ -218,7 +195,7 @@ impl FeedbackSender {
     pub fn say_goodbye(&self, role: Role, ts_ms: i64) {
         let hop = Hop::new((role, &self.instance), State::Stopped, ts_ms);
         self.offer(&Feedback::Hop(hop));
-        if let Err(error) = self.current().flush(FLUSH_MAX) {
+        if let Err(error) = self.producer.current().producer.flush(FLUSH_MAX) {
             tracing::debug!(%error, "feedback was left behind");
         }
     }
@@ -235,7 +212,9 @@ mod tests {
     use super::*;
     use crate::config::file::parse;
 
-    fn cluster() -> (MockCluster<'static, DefaultProducerContext>, KafkaConfig) {
+    fn cluster(
+        timeout: Duration,
+    ) -> (MockCluster<'static, DefaultProducerContext>, FeedbackSender) {
         let cluster = MockCluster::new(1).unwrap();
         let text = format!(
             "[postgres]\nurl = \"postgres://onelog@localhost/app\"\ntables = [\"public.*\"]\n\
@@ -245,16 +224,19 @@ mod tests {
         );
         let config = parse("config.toml".as_ref(), &text, &|_| None).unwrap().kafka;
         cluster.create_topic(&config.feedback_topic(), 1, 1).unwrap();
-        (cluster, config)
+        let sender = FeedbackSender::new(&config, timeout, Metrics::new()).unwrap();
+        (cluster, sender)
+    }
+
+    fn said() -> Feedback {
+        Feedback::Hop(Hop::new((Role::Capture, "i"), State::Running, 0))
     }
 
     /// librdkafka's broker for tests: a real one has such an answer only for a mistake of its own.
     #[tokio::test]
     async fn a_producer_that_is_dead_is_replaced() {
-        let (cluster, config) = cluster();
-        let patience = Duration::from_secs(60);
-        let sender = FeedbackSender::new(&config, patience, Metrics::new()).unwrap();
-        let said = Feedback::Hop(Hop::new((Role::Capture, "i"), State::Running, 0));
+        let (cluster, sender) = cluster(Duration::from_secs(60));
+        let said = said();
         assert_eq!(sender.publish(&said).await.unwrap(), 0);
         let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
         for expected in 1..3 {
@@ -263,17 +245,16 @@ mod tests {
             assert_eq!(sender.publish(&said).await.unwrap(), expected);
         }
     }
-    /// As it may never send again: `kafka::command_producer`.
+
+    /// As it may never send again: `kafka::renewed`.
     #[tokio::test]
     async fn a_producer_that_gave_a_record_up_is_replaced() {
-        let (cluster, config) = cluster();
-        let limit = Duration::from_secs(1);
-        let sender = FeedbackSender::new(&config, limit, Metrics::new()).unwrap();
-        let said = Feedback::Hop(Hop::new((Role::Capture, "i"), State::Running, 0));
+        let (cluster, sender) = cluster(Duration::from_secs(1));
+        let said = said();
         cluster.broker_down(1).unwrap();
-        let first = sender.current();
+        let first = sender.producer.current().producer;
         sender.publish(&said).await.unwrap_err();
-        let now = sender.current();
+        let now = sender.producer.current().producer;
         assert!(!Arc::ptr_eq(first.client().context(), now.client().context()), "another one");
         cluster.broker_up(1).unwrap();
         let mut failed = 0;

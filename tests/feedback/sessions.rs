@@ -2,26 +2,15 @@
 
 use std::io::Write as _;
 
-use onelog::kafka::feedback::{Accepted, DocumentNews, Feedback};
-use onelog::kafka::feedback_sender::FeedbackSender;
-use onelog::metrics::Metrics;
+use onelog::kafka::feedback::{DocumentNews, Feedback};
 
 use super::listener::{Heard, Listener};
+use super::support::gateway;
 use super::support::token::{Issuer, SECTION};
-use super::support::world::PATIENCE;
 use super::{Gateway, world};
 
 fn accepted(correlation: &str, session: &str) -> Feedback {
-    Feedback::Accepted(Accepted {
-        command: "c".to_owned(),
-        identity: None,
-        topic: "t".to_owned(),
-        message_type: None,
-        document_id: "d".to_owned(),
-        session_id: Some(session.to_owned()),
-        correlation_id: correlation.to_owned(),
-        ts_ms: 1,
-    })
+    gateway::accepted("d", correlation, Some(session))
 }
 
 fn document(correlation: &str) -> Feedback {
@@ -72,8 +61,7 @@ async fn a_session_hears_its_own_also_what_has_overtaken_the_acceptance() {
     let mut other = gateway.listen(&by(bob, "session_id=s-bob"), None).await;
     refuses(&gateway, &by(bob, "session_id=s-ann")).await;
 
-    let config = onelog::config::file::load(&world.config).expect("a config");
-    let sender = FeedbackSender::new(&config.kafka, PATIENCE, Metrics::new()).expect("a producer");
+    let sender = gateway::backplane(&world);
     let said = [
         document("k1"),
         accepted("k2", ann),

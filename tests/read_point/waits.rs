@@ -1,14 +1,12 @@
 //! Read your writes, as a client sees it.
 
-use onelog::kafka::feedback::{Accepted, Feedback};
-use onelog::kafka::feedback_sender::FeedbackSender;
-use onelog::metrics::Metrics;
+use onelog::kafka::feedback::Feedback;
 use serde_json::json;
 
 use super::Client;
-use super::support::gateway::ask;
+use super::support::gateway::{accepted, ask, backplane};
 use super::support::token::Issuer;
-use super::support::world::{PATIENCE, World};
+use super::support::world::World;
 
 /// A document is answered once it reflects what its reader has written, and not before.
 pub async fn waits(world: &World, client: &Client) {
@@ -71,18 +69,8 @@ pub async fn waits(world: &World, client: &Client) {
 
 /// A robot's refusal ends the wait, in its own words, but for whom it was not meant.
 pub async fn refusals(world: &World, client: &Client, issuer: &Issuer) {
-    let config = onelog::config::file::load(&world.config).unwrap();
-    let sender = FeedbackSender::new(&config.kafka, PATIENCE, Metrics::new()).unwrap();
-    let accepted = Feedback::Accepted(Accepted {
-        command: "c".to_owned(),
-        identity: None,
-        topic: "t".to_owned(),
-        message_type: None,
-        document_id: "p2".to_owned(),
-        session_id: Some("s-ann".to_owned()),
-        correlation_id: "paid".to_owned(),
-        ts_ms: 1,
-    });
+    let sender = backplane(world);
+    let accepted = accepted("p2", "paid", Some("s-ann"));
     // As robots do: one names the session, the other only the command.
     let mut answers = vec![accepted];
     for (correlation, more) in [("paid", ""), ("named", r#","session_id":"s-ann""#)] {

@@ -4,13 +4,16 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use onelog::kafka::feedback::{Accepted, Feedback};
+use onelog::kafka::feedback_sender::FeedbackSender;
+use onelog::metrics::Metrics;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::world::{World, free_address};
-use super::{eventually, world::PATIENCE};
+use super::eventually;
+use super::world::{PATIENCE, World, free_address};
 
 /// Longer than the gateway itself ever takes.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -36,6 +39,26 @@ impl Answer {
 /// As the config has an API key.
 pub fn sha256(key: &str) -> String {
     Sha256::digest(key).iter().map(|it| format!("{it:02x}")).collect()
+}
+
+/// A way to this world's backplane.
+pub fn backplane(world: &World) -> FeedbackSender {
+    let config = onelog::config::file::load(&world.config).expect("a config");
+    FeedbackSender::new(&config.kafka, PATIENCE, Metrics::new()).expect("a producer")
+}
+
+/// What a gateway says of a command.
+pub fn accepted(document: &str, correlation: &str, session: Option<&str>) -> Feedback {
+    Feedback::Accepted(Accepted {
+        command: "c".to_owned(),
+        identity: None,
+        topic: "t".to_owned(),
+        message_type: None,
+        document_id: document.to_owned(),
+        session_id: session.map(str::to_owned),
+        correlation_id: correlation.to_owned(),
+        ts_ms: 1,
+    })
 }
 
 /// Adds `[gateway]` to the world's config; its address.

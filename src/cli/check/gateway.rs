@@ -1,7 +1,5 @@
 //! What `check` says of the gateway: who may come in, and to what.
 
-use std::collections::BTreeSet;
-
 use crate::cli::check::Findings;
 use crate::config::Config;
 use crate::config::gateway::GatewayConfig;
@@ -64,13 +62,11 @@ fn schemas(
         Err(mistakes) => mistakes.0.iter().try_for_each(|it| findings.mistake(it)),
         Ok(_) if files.is_empty() => Ok(()),
         Ok(schemas) => {
-            for topic in schemas.topics().collect::<BTreeSet<_>>() {
-                if !gateway.commands.iter().any(|it| it.topic == topic) {
-                    findings.warning(&format!(
-                        "gateway: a JSON Schema is of topic {topic}, which no [[gateway.commands]] \
-                         takes commands for: rename its file or folder, or add the topic"
-                    ))?;
-                }
+            for topic in schemas.strangers(gateway.commands.iter().map(|it| &*it.topic)) {
+                findings.warning(&format!(
+                    "gateway: a JSON Schema is of topic {topic}, which no [[gateway.commands]] \
+                     takes commands for: rename its file or folder, or add the topic"
+                ))?;
             }
             findings.fine(&format!("gateway, {} JSON Schemas of commands", files.len()))
         }

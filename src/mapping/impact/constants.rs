@@ -70,17 +70,8 @@ fn constants(stmt: &SelectStmt) -> Option<Constants> {
             *one = common(*one, *other)?;
         }
     }
-    let column = |(nth, &(_, type_oid, type_name)): (usize, &Type)| ColumnFacts {
-        name: format!("column{}", nth + 1),
-        type_oid,
-        type_name: type_name.to_owned(),
-        carrier: true,
-        same_text: true,
-        equal_image: true,
-        generated: false,
-        expression: None,
-        nested: None,
-        collation: None,
+    let column = |(nth, &(_, type_oid, type_name)): (usize, &Type)| {
+        ColumnFacts::plain(format!("column{}", nth + 1), type_oid, type_name)
     };
     let facts = TableFacts {
         name: TableName { namespace: String::new(), name: "VALUES".to_owned() },

@@ -54,6 +54,24 @@ pub struct ColumnFacts {
     pub collation: Option<String>,
 }
 
+impl ColumnFacts {
+    /// A column that is not generated, of a type whose equal values have one text.
+    pub fn plain(name: String, type_oid: u32, type_name: &str) -> Self {
+        Self {
+            name,
+            type_oid,
+            type_name: type_name.to_owned(),
+            carrier: true,
+            same_text: true,
+            equal_image: true,
+            generated: false,
+            expression: None,
+            nested: None,
+            collation: None,
+        }
+    }
+}
+
 /// Types whose images are JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Nested {

@@ -24,7 +24,9 @@ impl Walk<'_> {
             self.expression(function, scope);
         }
         for defined in range.coldeflist.iter().filter_map(definition) {
-            if !defined.type_name.as_ref().is_some_and(|it| is_plain(it) || is_json(it)) {
+            // A column of json has a part as it is.
+            let fits = |it: &TypeName| is_plain(it) || is_type(it, "json");
+            if !defined.type_name.as_ref().is_some_and(fits) {
                 let name = &defined.colname;
                 self.deny(format!(
                     "it calls a function in FROM whose column {name} is defined with a type that \
@@ -130,9 +132,8 @@ fn definition(node: &Node) -> Option<&ColumnDef> {
     }
 }
 
-/// Of jsonb a column has a part as it is.
-fn is_json(type_name: &TypeName) -> bool {
-    type_name.names.last().and_then(text_of) == Some("json")
+fn is_type(type_name: &TypeName, name: &str) -> bool {
+    type_name.names.last().and_then(text_of) == Some(name)
 }
 
 fn named(name: &str) -> Node {
@@ -169,7 +170,7 @@ pub(super) fn is_elements(call: &FuncCall) -> bool {
 /// Arrays, jsonb and the like are made of the JSON in other ways.
 fn member(element: Node, defined: &ColumnDef) -> Option<Node> {
     let type_name = defined.type_name.clone()?;
-    let is_jsonb = type_name.names.last().and_then(text_of) == Some("jsonb");
+    let is_jsonb = is_type(&type_name, "jsonb");
     let scalar = is_plain(&type_name) && !is_jsonb && type_name.array_bounds.is_empty();
     if !scalar || defined.coll_clause.is_some() {
         return None;
