@@ -5,7 +5,7 @@ STACK := deploy/stack
 # What has been seen to pass against OpenSearch 3; deploy/README.md says when.
 SEARCH_TESTS := elasticsearch lifecycle reload documents read_point sweep audit fanout
 
-.PHONY: help demo test test-opensearch test-postgres mutate bench fmt lint stack-up stack-down need-cargo
+.PHONY: help demo test test-opensearch test-postgres mutate soak bench fmt lint stack-up stack-down need-cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -31,9 +31,13 @@ mutate: need-cargo ## break each rule and see its test fail; ARGS='NAME,NAME' fo
 	$(STACK) install
 	ONELOG_TEST_MUTATIONS='$(ARGS)' $(STACK) with --prefix mutate -- cargo test --locked --test mutations -- --ignored --nocapture
 
+soak: need-cargo ## kill daemons and servers at random, MINUTES=10, and compare every document with its SQL
+	$(STACK) install
+	ONELOG_SOAK_MINUTES='$(or $(MINUTES),10)' $(STACK) with --prefix soak -- cargo test --locked --test soak -- --ignored --nocapture $(ARGS)
+
 bench: need-cargo ## measure throughput and latency against real servers
 	$(STACK) install
-	$(STACK) with --prefix bench -- cargo test --release --locked --test throughput -- --ignored --nocapture --test-threads=1 $(ARGS)
+	ONELOG_ELASTICSEARCH_HEAP=$${ONELOG_ELASTICSEARCH_HEAP:-2g} $(STACK) with --prefix bench -- cargo test --release --locked --test throughput -- --ignored --nocapture --test-threads=1 $(ARGS)
 
 fmt: need-cargo ## format the Rust sources
 	cargo fmt

@@ -394,6 +394,16 @@ fn start_beside(config: &Config, metrics: &Metrics, drain: CancellationToken) ->
     beside
 }
 
+/// What every envelope says of where it is from.
+fn source_context(config: &Config, system: &IdentifySystem) -> SourceContext {
+    SourceContext {
+        name: config.kafka.topic_prefix.clone(),
+        db: config.postgres.url.database.clone(),
+        timeline: system.timeline,
+        system_id: system.system_id,
+    }
+}
+
 /// The stages, each as a task, so that decoding and encoding share two cores.
 async fn run_stages(
     (config, metrics, health): (&Config, &Metrics, &Health),
@@ -415,12 +425,7 @@ async fn run_stages(
         outbox: config.outbox.clone(),
         metrics: metrics.clone(),
         slot: config.postgres.slot_name.clone(),
-        source: SourceContext {
-            name: config.kafka.topic_prefix.clone(),
-            db: config.postgres.url.database.clone(),
-            timeline: opened.system.timeline,
-            system_id: opened.system.system_id,
-        },
+        source: source_context(config, &opened.system),
         producer: Arc::clone(producer),
         copies: Merge::new(name.clone(), heard),
         resume,
@@ -442,6 +447,8 @@ async fn run_stages(
         shapes: opened.shapes,
         xid_near: opened.xid_near,
         confirmed,
+        // What is left of a delivery timeout is for what waits in the queue behind it.
+        trust: config.kafka.delivery_timeout / 4,
         metrics: metrics.clone(),
     };
     // Dropped, and so ended, with the session.

@@ -8,6 +8,7 @@ pub mod connection_error;
 pub mod copy;
 pub mod decode;
 mod framing;
+pub mod holder;
 mod pace;
 pub mod pgoutput;
 pub mod publication;

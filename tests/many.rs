@@ -1,5 +1,6 @@
 //! Thousands of tables: what is done for each of them takes a broker milliseconds, and is not to add
-//! up to a delivery that takes too long.
+//! up to a delivery that takes too long. And thousands of records: however many come at once, none
+//! waits for others to follow it.
 
 #![allow(clippy::unwrap_used, reason = "functions beside #[test] are tests here too")]
 
@@ -81,6 +82,30 @@ async fn few_topics_have_records_in_flight() {
     assert!(producer.standing().is_err());
 }
 
+/// librdkafka alone would hold what fills no request until the linger is over, which is later than
+/// anybody here waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_record_waits_for_another() {
+    let mut config = config("linger", server("ONELOG_TEST_KAFKA"));
+    config.delivery_timeout = PATIENCE * 10;
+    config.properties = vec![("queue.buffering.max.ms".to_owned(), "250000".to_owned())];
+    let wanted = WantedTopic::of_table(&config, &format!("{}.t", config.group_id), true);
+    ensure_topics(&config, std::slice::from_ref(&wanted), false).await.unwrap();
+    let producer = LogProducer::new(&config, &Metrics::new()).unwrap();
+    // One by one; a few; more than fill a request, and more than there is room for, with a rest.
+    for (end, count) in (1..).zip([1, 1, 30, 5_003, 1, 25_001, 2]) {
+        let seq = producer.begin();
+        for _ in 0..count {
+            let value = Some(&[b'v'; 300][..]);
+            let record = OutRecord { topic: &wanted.name, key: Some(b"k"), value, header: None };
+            producer.send(seq, record, &[]).await.unwrap();
+        }
+        producer.commit(seq, Lsn(end), 0).unwrap();
+        producer.quiet(PATIENCE).await.unwrap();
+        producer.standing().unwrap();
+    }
+}
+
 /// However fast the stream comes: what is behind a batch must not wait for thousands of topics.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_describes_few_tables() {
@@ -108,7 +133,7 @@ async fn a_batch_describes_few_tables() {
     let (output, mut input) = mpsc::channel::<Batch>(BATCHES_MAX);
     let (durable, confirmed) = watch::channel(Lsn(0));
     let metrics = Metrics::new();
-    let source = Source { stream, shapes, xid_near: 1000, confirmed, metrics };
+    let source = Source { stream, shapes, xid_near: 1000, confirmed, trust: PATIENCE, metrics };
     let mut running = JoinSet::new();
     running.spawn(run_source(source, output, CancellationToken::new()));
 

@@ -92,22 +92,73 @@ async fn swept(world: &World, client: &Client) {
     .await;
 }
 
+/// A second daemon, which stands by, and where it answers.
+async fn standby(world: &World) -> (Daemon, String) {
+    let (http, config) = (free_address(), world.folder.path().join("second.toml"));
+    let text = std::fs::read_to_string(&world.config).expect("the config");
+    let instance = format!("\"group.instance.id\" = \"{}", world.name);
+    let text = text.replace(&world.http, &http);
+    let text = text.replace(&instance, &format!("{instance}-second"));
+    std::fs::write(&config, text).expect("written");
+    let second = Daemon::start(&config, &world.folder.path().join("second.log"));
+    eventually("the second stands by", PATIENCE, || async {
+        (metric_at(&http, "onelog_capture_standby", "").await? == 1.0).then_some(())
+    })
+    .await;
+    (second, http)
+}
+
+/// It was stopped, not killed: what its walsender has sent is still to be read when it goes on, and
+/// was published by another long ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_daemon_reads_late_is_not_published_behind_its_successors() {
+    let world = World::new("late", Wishes { companies: 30, ..Wishes::default() }).await;
+    world.onelog(&["prepare"]);
+    let first = world.start_capture();
+    ready(&world).await;
+    let (second, http) = standby(&world).await;
+    let (client, _connection) = world.client().await;
+    let topic = format!("{}.public.company_profile", world.name);
+    run(&client, "UPDATE company_profile SET name = 'before'").await;
+    world.confirmed_to("pg_current_wal_flush_lsn()").await;
+
+    first.signal("STOP");
+    run(&client, "UPDATE company_profile SET name = 'late'").await;
+    let sent = "SELECT pid FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid \
+                WHERE slot_name = $1 AND pg_current_wal_flush_lsn() <= sent_lsn";
+    let walsender: i32 = eventually("it lies in the stopped one's buffer", PATIENCE, || async {
+        client.query_opt(sent, &[&world.name]).await.ok()?.map(|it| it.get(0))
+    })
+    .await;
+    run(&client, &format!("SELECT pg_terminate_backend({walsender})")).await;
+    eventually("the second streams", PATIENCE, || async {
+        (metric_at(&http, "onelog_capture_streaming", "").await? == 1.0).then_some(())
+    })
+    .await;
+    run(&client, "UPDATE company_profile SET name = 'newest'").await;
+    world.confirmed_to("pg_current_wal_flush_lsn()").await;
+
+    first.signal("CONT");
+    // Before that it has waited for the end of all that it had handed to Kafka.
+    eventually("the first is back and waits", PATIENCE, || async {
+        world.metric("onelog_capture_standby").await.filter(|it| *it == 1.0)
+    })
+    .await;
+    assert!(first.log_text().contains("capture session ended"), "{}", first.log_text());
+    for (id, last) in last_values(&topic) {
+        assert_eq!(last.expect("a row")["after"]["name"], "newest", "{id}");
+    }
+    for daemon in [first, second] {
+        assert!(daemon.stop().await.success(), "SIGTERM drains and exits 0");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_takes_over_from_a_daemon_that_was_killed() {
     let wishes = Wishes { companies: 30, ..Wishes::default() };
     let (world, first) = built("killed", wishes).await;
-    let (second_http, config) = (free_address(), world.folder.path().join("second.toml"));
-    let text = std::fs::read_to_string(&world.config).expect("the config");
-    let instance = format!("\"group.instance.id\" = \"{}", world.name);
-    let text = text.replace(&world.http, &second_http);
-    let text = text.replace(&instance, &format!("{instance}-second"));
-    std::fs::write(&config, text).expect("written");
-    let second = Daemon::start(&config, &world.folder.path().join("second.log"));
+    let (second, second_http) = standby(&world).await;
     let gauge = async |name: &str| metric_at(&second_http, name, "").await;
-    eventually("the second stands by", PATIENCE, || async {
-        (gauge("onelog_capture_standby").await? == 1.0).then_some(())
-    })
-    .await;
     assert_eq!(gauge("onelog_capture_streaming").await, Some(0.0));
     let load = Load::start(&world.database_url, 11, 2);
     let before = world.metric("onelog_kafka_records_total").await.expect("a metric");

@@ -18,6 +18,8 @@ mod bare;
 mod bed;
 #[path = "throughput/beside.rs"]
 mod beside;
+#[path = "throughput/copy.rs"]
+mod copy;
 #[path = "throughput/cost.rs"]
 mod cost;
 #[path = "throughput/documents.rs"]
@@ -51,6 +53,12 @@ fn scaled(full: u64) -> u64 {
 #[ignore = "a benchmark: make bench"]
 async fn capture_drain() {
     drain::measure().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench"]
+async fn capture_copy() {
+    copy::measure().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

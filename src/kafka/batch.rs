@@ -4,8 +4,7 @@
 //! A batch is what one read of the socket brought, never a whole transaction.
 
 use std::sync::Arc;
-
-use tokio::time::Instant;
+use std::time::Instant;
 
 use crate::change::{Begin, Change, Commit, LogicalMessage};
 use crate::kafka::envelope::TableShape;
@@ -34,6 +33,7 @@ pub enum Item {
 /// What one read of the stream brought.
 #[derive(Debug)]
 pub struct Batch {
-    pub received: Instant,
+    /// When the slot was ours for certain, after which another may have begun to publish.
+    pub ours: Instant,
     pub items: Vec<Item>,
 }

@@ -11,6 +11,7 @@
 //! next session resumes from what was confirmed.
 
 mod error;
+mod flusher;
 mod in_flight;
 mod transaction;
 
@@ -29,6 +30,7 @@ use tokio::sync::Notify;
 
 pub use error::ProduceError;
 use error::{failure, refused};
+use flusher::Flusher;
 use in_flight::InFlight;
 pub use in_flight::TOPICS_IN_FLIGHT;
 use transaction::Transactions;
@@ -50,12 +52,12 @@ const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// How often a full queue is looked at again if no delivery report says that there is room.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
 
-/// Most records in librdkafka's queue: some 50 ms at full speed.
-const QUEUE_RECORDS: &str = "10000";
+/// Most records in librdkafka's queue: some 40 ms at full speed.
+const QUEUE_RECORDS: &str = "7500";
 
 /// Whoever waits for room is woken when no more than this many records are in flight: woken for
 /// each report, it would send one record and wait again, at the price of a context switch.
-const ROOM_RECORDS: u64 = 5_000;
+const ROOM_RECORDS: u64 = 3_750;
 
 /// What delivery reports have said so far.
 struct State {
@@ -181,7 +183,8 @@ pub(crate) fn now_ms() -> i64 {
 
 /// The producer of a process.
 pub struct LogProducer {
-    producer: ThreadedProducer<Context>,
+    producer: Arc<ThreadedProducer<Context>>,
+    flusher: Flusher,
     deliveries: Arc<Deliveries>,
     run_id: String,
     /// Nothing stays outstanding for longer.
@@ -223,14 +226,17 @@ impl LogProducer {
         });
         let mut own = own_settings(config);
         own.extend(transactions.iter().flat_map(Transactions::settings));
-        let producer = settings::client_config(config, &own)
+        let producer: ThreadedProducer<Context> = settings::client_config(config, &own)
             .create_with_context(Context(Arc::clone(&deliveries)))
             .map_err(ProduceError::Client)?;
+        let producer = Arc::new(producer);
+        let flusher = Flusher::start(Arc::clone(&producer));
+        let flusher = flusher.map_err(|error| ProduceError::Thread(Arc::new(error)))?;
         // RandomState is seeded by the system: a name that no other process has.
         let run_id = format!("{:016x}", RandomState::new().build_hasher().finish());
         // librdkafka looks for timed-out records once a second.
         let delivery_max = config.delivery_timeout + Duration::from_secs(2);
-        Ok(Self { producer, deliveries, run_id, delivery_max, transactions })
+        Ok(Self { producer, flusher, deliveries, run_id, delivery_max, transactions })
     }
 
     /// Names this producer in progress records.
@@ -418,11 +424,13 @@ impl LogProducer {
         // Counted first: the report may come before the call returns.
         self.deliveries.lock().outstanding += 1;
         self.deliveries.metrics.kafka_in_flight_records.inc();
-        self.producer.send::<[u8], [u8]>(out).map_err(|(error, _)| {
+        let sent = self.producer.send::<[u8], [u8]>(out).map_err(|(error, _)| {
             self.deliveries.lock().outstanding -= 1;
             self.deliveries.metrics.kafka_in_flight_records.dec();
             error
-        })
+        });
+        self.flusher.handed();
+        sent
     }
 }
 
@@ -455,7 +463,7 @@ pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> 
     // dead process has left behind, the last is then written before a successor's wait of more
     // than two delivery timeouts is over (A14); at the default of 30 s it might not be.
     let broker_wait = (config.delivery_timeout / 2).min(config.socket_timeout);
-    let settings: [(&str, &str); 11] = [
+    let settings: [(&str, &str); 10] = [
         ("enable.idempotence", "true"),
         ("acks", "all"),
         // librdkafka's idempotent producer has fewer on their way by itself: it holds the next
@@ -464,14 +472,11 @@ pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> 
         ("max.in.flight.requests.per.connection", "5"),
         // As Java clients place keys; `murmur2` alone puts all null keys on one partition.
         ("partitioner", "murmur2_random"),
-        // At once: under load requests fill while another is on its way. A wait of less than a
-        // millisecond would not be slept: librdkafka calls poll() without a time-out meanwhile.
-        ("queue.buffering.max.ms", "0"),
         // Both bound our memory (60 MB at most, in all), and are twice what five full requests
         // hold. The defaults are 1 GiB and 100,000.
         ("queue.buffering.max.kbytes", "8192"),
         ("queue.buffering.max.messages", QUEUE_RECORDS),
-        ("batch.num.messages", "10000"),
+        ("batch.num.messages", "2000"),
         // The topic's own limit decides, not the client's default of 1 MB.
         ("message.max.bytes", "10485760"),
         // Compression would cost more than everything else that we do with a row; an operator
@@ -481,6 +486,9 @@ pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> 
     ];
     let mut all: Vec<_> = settings.iter().map(|&(name, it)| (name, it.to_owned())).collect();
     all.push(("message.timeout.ms", delivery_ms));
+    // librdkafka wants it below message.timeout.ms.
+    let linger = flusher::LINGER.min(config.delivery_timeout / 2);
+    all.push(("queue.buffering.max.ms", linger.as_millis().to_string()));
     all.push(("request.timeout.ms", broker_wait.as_millis().to_string()));
     // Half a megabyte a request: larger ones only add to memory and to latency.
     all.push(("batch.size", BATCH_BYTES.to_string()));

@@ -185,7 +185,7 @@ impl Encoder {
 
     async fn send(&mut self, batch: Batch) -> Result<(), ProduceError> {
         let now_us = now_us().saturating_add(POSTGRES_EPOCH_US);
-        let waited = batch.received.elapsed();
+        let waited = batch.ours.elapsed();
         // With transactions a successor has fenced us: nothing of ours lands behind its records.
         let transactional = self.session.producer.transactions().is_some();
         if !transactional && self.session.config.delivery_timeout < waited {

@@ -9,7 +9,7 @@
 //!
 //! <https://www.postgresql.org/docs/current/protocol-replication.html>
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
 use postgres_protocol::message::frontend;
@@ -17,6 +17,7 @@ use postgres_protocol::message::frontend;
 use crate::lsn::{Lsn, ParseLsnError};
 pub use crate::postgres::connection_error::ConnectionError;
 use crate::postgres::framing::Frame;
+use crate::postgres::holder::{Holder, ServerClock};
 use crate::postgres::server_error::ServerError;
 use crate::postgres::session::{Session, unexpected};
 use crate::postgres::startup;
@@ -30,6 +31,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the end of a stream. In the middle of a large transaction the walsender finishes sending it
 /// first: then it is better to hang up.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Itself, and its time in the protocol's unit: microseconds since 2000.
+const HOLDER_SQL: &str = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.floor(pg_catalog.date_part(\
+     'epoch', pg_catalog.clock_timestamp() - '2000-01-01 00:00:00+00'::pg_catalog.timestamptz) \
+     OPERATOR(pg_catalog.*) 1000000)::bigint";
 
 /// The answer to IDENTIFY_SYSTEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,13 +132,26 @@ impl ReplicationConnection {
         from: Lsn,
         options: &[(&str, &str)],
     ) -> Result<ReplicationStream, ConnectionError> {
+        let holder = limited(ANSWER_TIMEOUT, "asking for the time", self.holder(slot)).await?;
         let command = start_command(slot, from, options);
         self.send_query(&command).await?;
         let frame = self.session.message().await?;
         match frame.tag {
-            b'W' => Ok(ReplicationStream { session: self.session, ended: None }),
+            b'W' => Ok(ReplicationStream { session: self.session, holder, ended: None }),
             _ => Err(unexpected(&frame, "starting replication")),
         }
+    }
+
+    async fn holder(&mut self, slot: &str) -> Result<Holder, ConnectionError> {
+        let asked = Instant::now();
+        let rows = self.simple_query(HOLDER_SQL).await?;
+        let mut columns = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
+        let mut number = || columns.next().and_then(|it| it.parse::<i64>().ok());
+        let (pid, said_us) = (number().and_then(|it| i32::try_from(it).ok()), number());
+        let (Some(pid), Some(said_us)) = (pid, said_us) else {
+            return Err(malformed("the answer to a query for the backend's number and time"));
+        };
+        Ok(Holder { slot: slot.to_owned(), pid, clock: ServerClock::new(asked, said_us) })
     }
 
     async fn send_query(&mut self, sql: &str) -> Result<(), ConnectionError> {
@@ -145,11 +164,17 @@ impl ReplicationConnection {
 #[derive(Debug)]
 pub struct ReplicationStream {
     session: Session,
+    holder: Holder,
     /// Why the stream is over: said once everything before it was handed out.
     ended: Option<ConnectionError>,
 }
 
 impl ReplicationStream {
+    /// Who has the slot at the other end.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
     /// Waits for at least one CopyData payload and appends all that have arrived, at most about
     /// 256 KiB of them unless one is larger. `walsender::decode_walsender` reads them. An error is
     /// the end of the stream; it comes after everything that arrived before it.

@@ -12,7 +12,7 @@ mod shapes;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as ClockInstant};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +31,7 @@ use crate::outbox::{CONTEXT_PREFIX, EVENT_PREFIX};
 use crate::postgres::assemble::{AssembleError, Assembler};
 use crate::postgres::connection::{ConnectionError, ReplicationStream};
 use crate::postgres::decode::DecodeError;
+use crate::postgres::holder::Holder;
 use crate::postgres::pgoutput::{self, Message};
 use crate::postgres::publication::PublicationError;
 use crate::postgres::query_error::QueryError;
@@ -66,6 +67,8 @@ pub enum SourceError {
     Connection(#[from] ConnectionError),
     #[error("Postgres has not said anything for {} s, though it was asked", SILENCE_MAX.as_secs())]
     Silent,
+    #[error("slot \"{slot}\" is another process' now ({})", holder(*.now))]
+    Taken { slot: String, now: Option<i32> },
     #[error("a message of the replication protocol can't be decoded")]
     Walsender(#[source] DecodeError),
     #[error("the change at {at} can't be decoded")]
@@ -95,7 +98,7 @@ impl SourceError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connection(error) => error.is_transient(),
-            Self::Silent => true,
+            Self::Silent | Self::Taken { .. } => true,
             Self::Publication(error) => error.is_transient(),
             Self::Query(error) => error.is_transient(),
             Self::Type(error) => error.is_transient(),
@@ -118,7 +121,14 @@ pub struct Source {
     pub xid_near: u64,
     /// What is durable in the progress topic. Ends when the producing stage does.
     pub confirmed: watch::Receiver<Lsn>,
+    /// For how long after the walsender was last heard of the slot counts as ours. Then the server
+    /// is asked.
+    pub trust: Duration,
     pub metrics: Metrics,
+}
+
+fn holder(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "nobody has it".to_owned(), |pid| format!("process {pid} of the server"))
 }
 
 /// Runs until `shutdown`, until the producing stage ends, or until the stream breaks.
@@ -209,12 +219,19 @@ struct Reader {
     server_end: Lsn,
     last_word: Instant,
     asked: bool,
+    holder: Holder,
+    trust: Duration,
+    /// When the slot was ours for certain.
+    ours: ClockInstant,
 }
 
 impl Reader {
     fn new(source: Source) -> Self {
         let received = *source.confirmed.borrow();
         Self {
+            holder: source.stream.holder().clone(),
+            trust: source.trust,
+            ours: ClockInstant::now(),
             stream: source.stream,
             shapes: source.shapes,
             xid_near: source.xid_near,
@@ -241,18 +258,21 @@ impl Reader {
         let mut items = Vec::with_capacity(self.raw.len() - self.decoded);
         let mut reply = false;
         let (mut shapes, mut bytes_read) = (0, 0);
+        let mut sent_us = i64::MIN;
         while shapes < SHAPES_MAX && self.decoded < self.raw.len() {
             let bytes = std::mem::take(&mut self.raw[self.decoded]);
             self.decoded += 1;
             bytes_read += bytes.len();
             let before = items.len();
             match walsender::decode_walsender(bytes).map_err(SourceError::Walsender)? {
-                WalMessage::XLogData { start, end, body, .. } => {
+                WalMessage::XLogData { start, end, body, sent_us: at } => {
+                    sent_us = at;
                     self.received = self.received.max(start);
                     self.server_end = self.server_end.max(end);
                     self.message(start, body, &mut items).await?;
                 }
-                WalMessage::Keepalive { wal_end, reply_requested, .. } => {
+                WalMessage::Keepalive { wal_end, reply_requested, sent_us: at } => {
+                    sent_us = at;
                     self.received = self.received.max(wal_end);
                     self.server_end = self.server_end.max(wal_end);
                     items.push(Item::Keepalive { wal_end });
@@ -266,7 +286,26 @@ impl Reader {
             self.status(false).await?;
         }
         self.metrics.capture_received_lsn.set(gauge(self.received.0));
-        Ok((!items.is_empty()).then_some(Batch { received: self.last_word, items }))
+        if items.is_empty() {
+            return Ok(None);
+        }
+        let ours = self.known_as_ours(sent_us).await?;
+        Ok(Some(Batch { ours, items }))
+    }
+
+    /// When the slot was ours, for what was sent at `sent_us` and read now.
+    async fn known_as_ours(&mut self, sent_us: i64) -> Result<ClockInstant, SourceError> {
+        let now = ClockInstant::now();
+        self.ours = self.ours.max(self.holder.clock.when(sent_us, now));
+        if self.trust < now - self.ours {
+            let slot = &self.holder.slot;
+            let holder = self.shapes.holder_of(slot).await?;
+            if holder != Some(self.holder.pid) {
+                return Err(SourceError::Taken { slot: slot.clone(), now: holder });
+            }
+            self.ours = now;
+        }
+        Ok(self.ours)
     }
 
     async fn message(

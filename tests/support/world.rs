@@ -281,7 +281,8 @@ pub async fn metric_at(address: &str, name: &str, label: &str) -> Option<f64> {
     Some(values.sum())
 }
 
-async fn http_at(address: &str, path: &str) -> Option<(u16, String)> {
+/// Status and body, if anybody answers there.
+pub async fn http_at(address: &str, path: &str) -> Option<(u16, String)> {
     let transport = Transport::single_node(&format!("http://{address}")).ok()?;
     let (none, headers): (Option<&()>, _) = (None, HeaderMap::new());
     let sent = transport.send(Method::Get, path, headers, none, None::<String>, None);

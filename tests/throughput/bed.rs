@@ -26,6 +26,8 @@ pub struct Names<'a> {
     pub own: &'a str,
     pub publication: &'a str,
     pub tables: &'a str,
+    /// More lines for [kafka] and what follows it.
+    pub more: &'a str,
 }
 
 impl Bed {
@@ -61,7 +63,7 @@ impl Bed {
 
     /// A config with no more than what has no default, but for the address of HTTP.
     pub fn config(&self, names: &Names<'_>) -> PathBuf {
-        let Names { own, publication, tables } = names;
+        let Names { own, publication, tables, more } = names;
         let (kafka, elastic) = (server("ONELOG_TEST_KAFKA"), server("ONELOG_TEST_ELASTICSEARCH"));
         let text = format!(
             r#"
@@ -73,6 +75,7 @@ tables = [{tables}]
 [kafka]
 brokers = "{kafka}"
 topic_prefix = "{own}"
+{more}
 [elasticsearch]
 url = "{elastic}"
 index_prefix = "{own}-"
@@ -94,6 +97,22 @@ listen = "{}"
         let output = daemon::onelog(&[&["prepare", "--config", &config], more].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "prepare: {said}");
+    }
+
+    /// Waits until the slot is confirmed up to now.
+    pub async fn confirmed(&self, slot: &str, patience: Duration) {
+        let (client, _connection) = self.client().await;
+        let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
+        let end: String = row.get(0);
+        // Also flushes what asynchronous commits have left.
+        client.batch_execute("SELECT pg_logical_emit_message(true, 'bench', '')").await.unwrap();
+        let sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots \
+                   WHERE slot_name = $2";
+        eventually("the slot is confirmed", patience, || async {
+            let row = client.query_one(sql, &[&end, &slot]).await.ok()?;
+            row.get::<_, bool>(0).then_some(())
+        })
+        .await;
     }
 
     pub fn log(&self) -> PathBuf {

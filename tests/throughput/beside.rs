@@ -19,6 +19,8 @@ const SECONDS: u64 = 60;
 const PER_SECOND: u64 = 100;
 const ALONE_SECONDS: u64 = 10;
 const WARM_UP_SECONDS: u64 = 3;
+/// Before both: the servers' JVMs compile what they need.
+const SERVERS_WARM_UP_SECONDS: u64 = 60;
 
 /// A fan-out that takes longer never ends.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -35,7 +37,7 @@ pub async fn measure() {
     client.batch_execute(&all).await.unwrap();
     client.batch_execute("VACUUM ANALYZE").await.unwrap();
     let own = bed.name.clone();
-    let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES });
+    let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES, more: "" });
     std::fs::copy(sample("order_page.toml"), bed.mappings().join("order_page.toml")).unwrap();
     bed.prepare(&config, &[]);
     let process = bed.start(&config, &[]);
@@ -44,6 +46,7 @@ pub async fn measure() {
 
     let pages = Pages { bed: &bed, alias: &alias, orders };
     let plan = |seconds| documents::plan(orders, PER_SECOND, WARM_UP_SECONDS + seconds);
+    documents::watched(&pages, plan(scaled(SERVERS_WARM_UP_SECONDS))).await;
     let alone = of(&documents::watched(&pages, plan(ALONE_SECONDS)).await, u64::MAX);
     let seconds = scaled(SECONDS).max(10);
     let renaming = async {

@@ -8,6 +8,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -32,6 +33,9 @@ const JOINED: [(&str, (f64, f64)); 3] =
 
 const BARE_SECONDS: u64 = 15;
 const WARM_UP_SECONDS: u64 = 3;
+/// Before everything, at the rate that has aims: the servers' JVMs compile what they need.
+const SERVERS_WARM_UP_SECONDS: u64 = 60;
+const SERVERS_WARM_UP_RATE: u64 = 500;
 const POLLERS: usize = 4;
 
 /// After a commit and between two looks at the same document; later the looks become rarer, so
@@ -66,7 +70,7 @@ impl Both {
         let orders = order_pages(&bed);
         order_pages(&bare);
         let own = bed.name.clone();
-        let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES });
+        let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES, more: "" });
         let mapping = bed.mappings().join("order_page.toml");
         std::fs::copy(crate::bed::sample("order_page.toml"), mapping).unwrap();
         bed.prepare(&config, &[]);
@@ -93,6 +97,8 @@ pub async fn measure() {
     let mut costs = Report::new("cost", "What a change costs, in CPU time per 1,000 changes");
     let wanted = std::env::var("ONELOG_BENCH_RATES").unwrap_or_else(|_| "100,500,2000".to_owned());
     let wanted: Vec<u64> = wanted.split(',').map(|it| it.parse().unwrap()).collect();
+    let pages = Pages { bed: &both.bed, alias: &both.alias, orders: both.orders };
+    watched(&pages, plan(both.orders, SERVERS_WARM_UP_RATE, scaled(SERVERS_WARM_UP_SECONDS))).await;
     for steady in STEADY.iter().filter(|it| wanted.contains(&it.0)) {
         single_orders(&both, steady, &mut report, &mut costs).await;
     }
@@ -110,7 +116,11 @@ pub async fn measure() {
     }
     let peak = both.process.peak_megabytes();
     report.row("peak memory of the daemon", peak, "MB", Aim::AtMost(150.0, 60.0));
-    report.note(&format!("{} order pages.", both.orders));
+    report.note(&format!(
+        "{} order pages, after {} s at {SERVERS_WARM_UP_RATE} a second.",
+        both.orders,
+        scaled(SERVERS_WARM_UP_SECONDS)
+    ));
     report.publish();
     costs.note("`load` is the application's own: one UPDATE and its COMMIT for each change.");
     costs.publish();
@@ -156,13 +166,16 @@ async fn single_orders(
     report.note(&format!("{} commits at {rate:.0} a second.", latencies.len()));
 }
 
-/// Each commit writes a text of its own.
+/// Each commit writes a text of its own, of which no earlier plan has written any.
 pub fn plan(orders: u64, per_second: u64, seconds: u64) -> Plan {
+    static PLANNED: AtomicU64 = AtomicU64::new(0);
+    let commits = per_second * seconds;
+    let first = PLANNED.fetch_add(commits, Ordering::Relaxed);
     // As `order_of`.
     let sql =
         format!("UPDATE bench_order SET note = $2 WHERE id = 1 + $1::bigint * 7919 % {orders}");
     let values = |nth| (i64::try_from(nth).unwrap(), text_of(nth));
-    Plan { commits: per_second * seconds, per_second, sql, values }
+    Plan { first, commits, per_second, sql, values }
 }
 
 /// Loads the bed; returns how many orders it has.
@@ -210,8 +223,10 @@ pub async fn watched(pages: &Pages<'_>, plan: Plan) -> Watched {
         pollers.spawn(poll(rest, alias, pages.orders, input));
     }
     let (client, _connection) = pages.bed.client().await;
+    let first = plan.first;
     let ran = load::run(pages.bed, plan, outputs).await;
     let found = pollers.join_all().await.concat();
+    let found = found.into_iter().map(|(nth, took)| (nth - first, took)).collect();
     let backends = Backends::now(&client).await;
     drop(ran.connections);
     Watched { found, rate: ran.rate, backends }

@@ -1,5 +1,6 @@
 //! Capture drains a backlog: the three loads of deploy/sample/bench, each beside `pg_recvlogical`
-//! on a copy of the same slot in the same run, alternating.
+//! on a copy of the same slot in the same run, alternating. One of them also with Kafka's
+//! transactions.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,6 +17,11 @@ use crate::support::server;
 use crate::{scaled, support};
 
 const ROUNDS: usize = 3;
+
+/// Not counted: the broker's JVM compiles what it needs during the first million records or two.
+const WARM_UP_ROUNDS: usize = 2;
+
+const EXACTLY_ONCE: &str = "delivery = \"exactly-once\"";
 
 /// A drain never takes longer than this, or it hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -65,7 +71,9 @@ pub async fn measure() {
     report.note(&format!(
         "The ratio is the median of {ROUNDS} rounds, each `pg_recvlogical -f /dev/null` and then \
          `onelog run --only capture` on copies of one slot, from process start to the last record \
-         in Kafka."
+         in Kafka, after {WARM_UP_ROUNDS} drains that are not counted. `exactly-once` is beside \
+         at-least-once, and ends when the slot is confirmed: its offsets count the ends of \
+         transactions too."
     ));
     report.publish();
 }
@@ -84,8 +92,15 @@ async fn drain(bed: &Bed, load: &Load, report: &mut Report) {
     // Also flushes what asynchronous commits have left.
     client.batch_execute("CHECKPOINT").await.unwrap();
 
+    let of = |slot: &str| Backlog { slot: slot.to_owned(), publication: publication.clone(), load };
+    for round in 0..WARM_UP_ROUNDS {
+        let slot = format!("{base}_warm_{round}");
+        copy_slot(&client, &base, &slot).await;
+        capture(bed, &of(&slot), "").await;
+        drop_slot(&client, &slot).await;
+    }
     let (mut ratios, mut rates, mut their_rates) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut cpu, mut peak) = (Vec::new(), 0.0f64);
+    let (mut cpu, mut peak, mut once) = (Vec::new(), 0.0f64, Vec::new());
     let millions = load.rows as f64 / 1e6;
     for round in 1..=ROUNDS {
         let slot = format!("{base}_{round}");
@@ -93,12 +108,7 @@ async fn drain(bed: &Bed, load: &Load, report: &mut Report) {
         let theirs = recvlogical(bed, (&slot, &publication), &end);
         drop_slot(&client, &slot).await;
         copy_slot(&client, &base, &slot).await;
-        let names = Names {
-            own: &slot,
-            publication: &publication,
-            tables: &format!("\"public.{}\"", load.table),
-        };
-        let ours = capture(bed, &names, load).await;
+        let ours = capture(bed, &of(&slot), "").await;
         drop_slot(&client, &slot).await;
         println!(
             "load {} round {round}: pg_recvlogical {theirs:.2} s, onelog {:.2} s, {:.2} CPU-s, {:.1} MB",
@@ -109,6 +119,12 @@ async fn drain(bed: &Bed, load: &Load, report: &mut Report) {
         their_rates.push(load.rows as f64 / theirs);
         cpu.push(ours.cpu_seconds / millions);
         peak = peak.max(ours.peak_megabytes);
+        if load.name == "a" {
+            let slot = format!("{base}_once_{round}");
+            copy_slot(&client, &base, &slot).await;
+            once.push(capture(bed, &of(&slot), EXACTLY_ONCE).await);
+            drop_slot(&client, &slot).await;
+        }
     }
     drop_slot(&client, &base).await;
     let title = load.title;
@@ -121,6 +137,14 @@ async fn drain(bed: &Bed, load: &Load, report: &mut Report) {
     let aim = if load.name == "b" { Aim::None } else { Aim::AtMost(6.0, 3.0) };
     report.row(&format!("{title}, CPU per million rows"), median(&cpu), "s", aim);
     report.row(&format!("{title}, peak memory"), peak, "MB", Aim::AtMost(60.0, 40.0));
+    if !once.is_empty() {
+        let of = |each: fn(&Cost) -> f64| median(&once.iter().map(each).collect::<Vec<_>>());
+        let title = format!("{title}, exactly-once");
+        let rate = (load.rows as f64 / of(|it| it.seconds), "rows/s");
+        report.beside(&title, rate, median(&rates), Aim::None);
+        let its_cpu = (of(|it| it.cpu_seconds) / millions, "s");
+        report.beside(&format!("{title}, CPU per million rows"), its_cpu, median(&cpu), Aim::None);
+    }
 }
 
 fn fill(bed: &Bed, load: &Load) {
@@ -147,7 +171,7 @@ async fn copy_slot(client: &Client, base: &str, slot: &str) {
 }
 
 /// Waits until nobody holds the slot any more.
-async fn drop_slot(client: &Client, slot: &str) {
+pub async fn drop_slot(client: &Client, slot: &str) {
     let sql = format!("SELECT pg_drop_replication_slot('{slot}')");
     support::eventually("the slot is free", Duration::from_secs(20), || async {
         client.batch_execute(&sql).await.ok()
@@ -178,29 +202,49 @@ fn recvlogical(bed: &Bed, (slot, publication): (&str, &str), end: &str) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-async fn capture(bed: &Bed, names: &Names<'_>, load: &Load) -> Cost {
-    let config = bed.config(names);
+/// A slot with a load before it.
+struct Backlog<'a> {
+    slot: String,
+    publication: String,
+    load: &'a Load,
+}
+
+async fn capture(bed: &Bed, of: &Backlog<'_>, more: &str) -> Cost {
+    let (slot, load) = (&of.slot, of.load);
+    let tables = format!("\"public.{}\"", load.table);
+    let names = Names { own: slot, publication: &of.publication, tables: &tables, more };
+    let config = bed.config(&names);
     bed.prepare(&config, &["--adopt-slot"]);
-    let topic = format!("{}.public.{}", names.own, load.table);
+    let topic = format!("{slot}.public.{}", load.table);
     let watcher: BaseConsumer = kafka().create().unwrap();
     // Connects, so that this is not part of the measurement.
     assert_eq!(end_offset(&watcher, &topic), 0);
     let started = Instant::now();
     let process = bed.start(&config, &["--only", "capture"]);
-    let cost = support::eventually("all records are in Kafka", PATIENCE, || async {
+    support::eventually("all records are in Kafka", PATIENCE, || async {
         let end = tokio::task::block_in_place(|| end_offset(&watcher, &topic));
-        (end >= load.rows).then(|| Cost {
-            seconds: started.elapsed().as_secs_f64(),
-            cpu_seconds: process.cpu_seconds(),
-            peak_megabytes: process.peak_megabytes(),
-        })
+        (end >= load.rows).then_some(())
     })
     .await;
+    if more == EXACTLY_ONCE {
+        bed.confirmed(slot, PATIENCE).await;
+    }
+    let cost = Cost {
+        seconds: started.elapsed().as_secs_f64(),
+        cpu_seconds: process.cpu_seconds(),
+        peak_megabytes: process.peak_megabytes(),
+    };
     process.stop().await;
-    assert_eq!(end_offset(&watcher, &topic), load.rows, "each change is one record");
-    let admin: AdminClient<DefaultClientContext> = kafka().create().unwrap();
-    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+    if more != EXACTLY_ONCE {
+        assert_eq!(end_offset(&watcher, &topic), load.rows, "each change is one record");
+    }
+    delete_topic(&topic).await;
     cost
+}
+
+pub async fn delete_topic(topic: &str) {
+    let admin: AdminClient<DefaultClientContext> = kafka().create().unwrap();
+    admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
 }
 
 pub fn kafka() -> ClientConfig {
@@ -210,7 +254,7 @@ pub fn kafka() -> ClientConfig {
     config
 }
 
-fn end_offset(watcher: &BaseConsumer, topic: &str) -> u64 {
+pub fn end_offset(watcher: &BaseConsumer, topic: &str) -> u64 {
     let (_, high) = watcher.fetch_watermarks(topic, 0, Duration::from_secs(10)).unwrap();
     u64::try_from(high).unwrap()
 }

@@ -104,7 +104,7 @@ fn prepared(bed: &Bed, topic: &str, gateway: &str) -> std::path::PathBuf {
     let mapping = "profile_page.toml";
     std::fs::copy(here.join("connectors").join(mapping), bed.mappings().join(mapping)).unwrap();
     let own = bed.name.clone();
-    let names = Names { own: &own, publication: &own, tables: "\"public.profile*\"" };
+    let names = Names { own: &own, publication: &own, tables: "\"public.profile*\"", more: "" };
     let config = bed.config(&names);
     let mut text = std::fs::read_to_string(&config).unwrap();
     write!(

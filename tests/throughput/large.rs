@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::bed::{Bed, Names, Process};
 use crate::load::{self, Plan};
 use crate::report::{Aim, Report};
-use crate::{scaled, support};
+use crate::scaled;
 
 /// Ten million rows take minutes on two cores.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -55,24 +55,9 @@ async fn bed(what: &str, sql: &str) -> (Bed, std::path::PathBuf) {
         client.batch_execute(statement).await.unwrap();
     }
     let own = bed.name.clone();
-    let config = bed.config(&Names { own: &own, publication: &own, tables: "\"public.*\"" });
+    let config =
+        bed.config(&Names { own: &own, publication: &own, tables: "\"public.*\"", more: "" });
     (bed, config)
-}
-
-/// Waits until the slot is confirmed up to now.
-async fn confirmed(bed: &Bed) {
-    let (client, _connection) = bed.client().await;
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
-    let end: String = row.get(0);
-    // Also flushes what asynchronous commits have left.
-    client.batch_execute("SELECT pg_logical_emit_message(true, 'bench', '')").await.unwrap();
-    let sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots \
-               WHERE slot_name = $2";
-    support::eventually("the slot is confirmed", PATIENCE, || async {
-        let row = client.query_one(sql, &[&end, &bed.name]).await.ok()?;
-        row.get::<_, bool>(0).then_some(())
-    })
-    .await;
 }
 
 async fn ended(bed: &Bed, process: Process) {
@@ -93,7 +78,7 @@ async fn backlog((name, title): (&str, &str), (rows, fill): (u64, &str), report:
     client.batch_execute(fill).await.unwrap();
     let started = Instant::now();
     let process = bed.start(&config, &["--only", "capture"]);
-    confirmed(&bed).await;
+    bed.confirmed(&bed.name, PATIENCE).await;
     let seconds = started.elapsed().as_secs_f64();
     let title = format!("{rows} {title}");
     report.row(&format!("{title}, seconds"), seconds, "s", Aim::None);
@@ -126,7 +111,7 @@ async fn tables(count: u64, report: &mut Report) {
     );
     let started = Instant::now();
     let process = bed.start(&config, &["--only", "capture"]);
-    confirmed(&bed).await;
+    bed.confirmed(&bed.name, PATIENCE).await;
     let seconds = started.elapsed().as_secs_f64();
     report.row(&format!("{title}: start until the slot moves"), seconds, "s", Aim::None);
     let (client, _connection) = bed.client().await;
@@ -137,7 +122,7 @@ async fn tables(count: u64, report: &mut Report) {
         );
         client.batch_execute(&insert).await.unwrap();
         let started = Instant::now();
-        confirmed(&bed).await;
+        bed.confirmed(&bed.name, PATIENCE).await;
         let seconds = started.elapsed().as_secs_f64();
         report.row(&format!("{title}: {what}"), seconds, "s", Aim::None);
     }
@@ -154,16 +139,16 @@ async fn tiny(report: &mut Report) {
     let (bed, config) = bed("tiny", "CREATE TABLE t (id bigint PRIMARY KEY, v text)").await;
     bed.prepare(&config, &[]);
     let process = bed.start(&config, &["--only", "capture"]);
-    confirmed(&bed).await;
+    bed.confirmed(&bed.name, PATIENCE).await;
     let (output, mut committed) = mpsc::channel(10_000);
     let sql = "INSERT INTO t VALUES ($1, $2)".to_owned();
     let values = |nth| (i64::try_from(nth).unwrap(), format!("value-{nth}"));
     let commits = PER_SECOND * scaled(60);
-    let plan = Plan { commits, per_second: PER_SECOND, sql, values };
+    let plan = Plan { first: 0, commits, per_second: PER_SECOND, sql, values };
     let counting = async { while committed.recv().await.is_some() {} };
     let (ran, ()) = tokio::join!(load::run(&bed, plan, vec![output]), counting);
     let started = Instant::now();
-    confirmed(&bed).await;
+    bed.confirmed(&bed.name, PATIENCE).await;
     let behind = started.elapsed().as_secs_f64();
     report.row("tiny transactions", ran.rate, "/s", Aim::None);
     report.row("tiny transactions, from the last to all confirmed", behind, "s", Aim::None);

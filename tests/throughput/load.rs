@@ -12,12 +12,15 @@ use tokio_postgres::Client;
 use crate::bed::Bed;
 
 /// Enough that a commit of 10 ms still leaves room at 500 a second.
-const CONNECTIONS: u64 = 8;
+const CONNECTIONS: usize = 8;
 
 /// How the load's connections are named on the server.
 pub const APPLICATION: &str = "load";
 
 pub struct Plan {
+    /// The number of the first commit. Two plans for the same rows have no number in common: what
+    /// the second writes would be there already.
+    pub first: u64,
     pub commits: u64,
     pub per_second: u64,
     /// With a bigint and a text as its parameters.
@@ -25,7 +28,7 @@ pub struct Plan {
     pub values: fn(u64) -> (i64, String),
 }
 
-/// A commit, by its place in the plan.
+/// A commit, by its number.
 #[derive(Debug, Clone, Copy)]
 pub struct Committed {
     pub nth: u64,
@@ -53,21 +56,21 @@ pub async fn run(bed: &Bed, plan: Plan, outputs: Vec<mpsc::Sender<Committed>>) -
         prepared.push((client, driver, statement));
     }
     let started = Instant::now();
-    for (first, (client, driver, statement)) in (0..CONNECTIONS).zip(prepared) {
+    for (own, (client, driver, statement)) in prepared.into_iter().enumerate() {
         let (outputs, commits, values) = (outputs.clone(), plan.commits, plan.values);
+        let first = plan.first;
         let per_second = plan.per_second;
         workers.spawn(async move {
-            let mut nth = first;
-            while nth < commits {
-                let due = started + Duration::from_nanos(nth * 1_000_000_000 / per_second);
+            for place in (0..commits).skip(own).step_by(CONNECTIONS) {
+                let due = started + Duration::from_nanos(place * 1_000_000_000 / per_second);
                 tokio::time::sleep_until(due.into()).await;
+                let nth = first + place;
                 let (number, text) = values(nth);
                 let rows = client.execute(&statement, &[&number, &text]).await.unwrap();
                 let committed = Committed { nth, at: Instant::now() };
                 assert_eq!(rows, 1);
                 let output = &outputs[usize::try_from(nth).unwrap() % outputs.len()];
                 output.send(committed).await.unwrap();
-                nth += CONNECTIONS;
             }
             (client, driver)
         });

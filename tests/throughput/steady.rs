@@ -16,8 +16,8 @@ use crate::scaled;
 
 const PER_SECOND: u64 = 500;
 
-/// Not counted: connections, caches and the first fsyncs.
-const WARM_UP_SECONDS: u64 = 3;
+/// Not counted: connections, caches, and the broker's JVM, which still compiles.
+const WARM_UP_SECONDS: u64 = 30;
 
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -25,7 +25,7 @@ pub async fn measure() {
     let bed = Bed::new("steady").await;
     bed.psql("capture.sql", &[]);
     let own = bed.name.clone();
-    let names = Names { own: &own, publication: &own, tables: "\"public.bench_small\"" };
+    let names = Names { own: &own, publication: &own, tables: "\"public.bench_small\"", more: "" };
     let config = bed.config(&names);
     bed.prepare(&config, &[]);
     let process = bed.start(&config, &["--only", "capture"]);
@@ -37,7 +37,7 @@ pub async fn measure() {
     let (output, mut committed) = mpsc::channel::<Committed>(10_000);
     let sql = "INSERT INTO bench_small (id, k, v) VALUES ($1, 1, $2)".to_owned();
     let values = |nth| (i64::try_from(nth).unwrap(), format!("value-{nth}"));
-    let plan = Plan { commits, per_second: PER_SECOND, sql, values };
+    let plan = Plan { first: 0, commits, per_second: PER_SECOND, sql, values };
     let collecting = async {
         let mut all = Vec::new();
         while let Some(it) = committed.recv().await {

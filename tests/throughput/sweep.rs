@@ -46,7 +46,7 @@ pub async fn measure() {
     let bed = Bed::new("sweep").await;
     let orders = order_pages(&bed);
     let own = bed.name.clone();
-    let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES });
+    let config = bed.config(&Names { own: &own, publication: &own, tables: TABLES, more: "" });
     bed.prepare(&config, &[]);
     let process = bed.start(&config, &[]);
     let mapping = std::fs::read_to_string(sample("order_page.toml")).unwrap();

@@ -16,6 +16,8 @@ use crate::progress::CommitOutOfOrder;
 pub enum ProduceError {
     #[error("can't make a producer; check [kafka] properties")]
     Client(#[source] KafkaError),
+    #[error("can't start the producer's thread; check the system's limit of threads")]
+    Thread(#[source] Arc<std::io::Error>),
     /// Not acknowledged in time or refused. What is not confirmed is sent again.
     #[error("Kafka did not take a record of topic {topic}{}", settings::cure(.source))]
     Delivery {
@@ -94,6 +96,7 @@ impl ProduceError {
             Self::Envelope(error) => error.is_transient(),
             Self::Topic(error) => error.is_transient(),
             Self::Client(_)
+            | Self::Thread(_)
             | Self::TransactionTimeout { .. }
             | Self::Fenced { .. }
             | Self::Order(_) => false,
@@ -111,6 +114,7 @@ impl ProduceError {
             | Self::Transaction { source } => settings::is_right(source),
             Self::Topic(error) => error.is_curable(),
             Self::Client(_)
+            | Self::Thread(_)
             | Self::Fatal(_)
             | Self::TooLarge { .. }
             | Self::Stale { .. }

@@ -77,6 +77,14 @@ impl Shapes {
         self.make(relation)
     }
 
+    /// The server's process that has the slot now.
+    pub(super) async fn holder_of(&self, slot: &str) -> Result<Option<i32>, SourceError> {
+        let sql = "SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+        let row = self.client.query_opt(sql, &[&slot]).await;
+        let row = row.map_err(QueryError::while_doing("look whose the slot is"))?;
+        Ok(row.and_then(|it| it.get(0)))
+    }
+
     /// Whether any table asks for [`Shapes::altered`].
     pub(super) fn any_may_be_altered(&self) -> bool {
         !self.composites.is_empty()
