@@ -189,7 +189,12 @@ impl Migration {
         assert!(sessions == Some(1.0) || self.version < 150_000, "{}", daemon.log_text());
         assert!(daemon.stop().await.success(), "SIGTERM drains and exits 0");
         let prefix = format!("{}.public.", self.world.name);
-        let found = tokio::task::spawn_blocking(move || read(&prefix)).await.unwrap();
+        let mut found = tokio::task::spawn_blocking(move || read(&prefix)).await.unwrap();
+        if self.version < 150_000 {
+            // A session that ends within a transaction of the traffic sends that again.
+            let busy = found.iter_mut().filter(|((topic, _), _)| topic.ends_with(".busy"));
+            busy.for_each(|(_, seen)| seen.dedup());
+        }
         for (at, expected) in &self.log {
             assert_eq!(found.get(at), Some(expected), "{at:?}");
         }
