@@ -23,6 +23,7 @@ pub mod load;
 pub mod lookup;
 pub mod lookups;
 pub mod news;
+pub mod paces;
 pub mod place;
 pub mod publish;
 pub mod readers;

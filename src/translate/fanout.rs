@@ -3,15 +3,16 @@
 //! Fresh keys have most of the places. A large fan-out is walked page by page while its keys are
 //! read in the low lane: the next page is fetched once the last one is nearly done, so that memory
 //! holds two pages, however many documents a change touches. The low lane has a place as soon as
-//! any is free, so that it is never starved. Keys that are too slow are read alone, one at a time.
+//! any is free, so that it is never starved: one small batch at a time while fresh keys come. Keys
+//! that are too slow are read alone, one at a time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::document::DocumentKey;
 use crate::document::pending::{BuildId, Lane, Taken};
 use crate::translate::lookups::{PageEnd, Wanted};
+use crate::translate::paces::SLOW_TRIES;
 use crate::translate::refresh::{How, KeyEnd, Refreshed, refresh};
 use crate::translate::route::PathId;
 use crate::translate::stage::{Done, Origin, Stage};
@@ -32,116 +33,13 @@ const BUSY_PAUSE: Duration = Duration::from_millis(3);
 /// First and longest pause before a key that alone takes too long is tried again.
 const SLOW_FIRST: Duration = Duration::from_secs(1);
 const SLOW_MAX: Duration = Duration::from_secs(10);
-/// How often a key is read alone, and takes too long, before it goes to the dead letters: a busy
-/// moment of the server passes meanwhile.
-const SLOW_TRIES: u32 = 3;
-/// Reads of single keys of one build that took too long, with none between that did not: that is
-/// the mapping's fault and no key's. It stops the offsets for some minutes at most.
-const SLOW_IN_A_ROW_MAX: u32 = 8 * SLOW_TRIES;
 /// Keys on one page of a large fan-out. Each page runs the whole path's query once more, and all
 /// keys of a page are in memory: some 4 MB.
 const PAGE_KEYS: usize = 20_000;
 
-/// Batches of fresh keys that start as soon as there is a key: one is read while one is written.
-const AT_ONCE: usize = 2;
-/// Fresh keys that must wait for each further batch: each read and each bulk request costs the
-/// servers as much as a dozen keys do, so under load fewer and larger batches are sooner done.
-const KEYS_EACH: usize = 8;
-/// Longest that fresh keys are held back to gather, when what is in flight takes longer.
-const GATHER_MAX: Duration = Duration::from_millis(5);
-
 /// Doubles `first` with each attempt, up to `max`.
 fn backoff(first: Duration, max: Duration, attempt: u32) -> Duration {
     first.saturating_mul(1 << attempt.min(16)).min(max)
-}
-
-/// What decides on the next read, besides what is pending.
-#[derive(Debug, Default)]
-pub struct Paces {
-    /// Batches being read or written, beside those of the fresh lane.
-    low: usize,
-    slow: usize,
-    /// The lane whose batch was started last.
-    last: Option<Lane>,
-    /// Since when fresh keys are held back to gather.
-    gathering: Option<Instant>,
-    /// A page of a walk is being read.
-    pub walking: bool,
-    /// How often a key was read alone and took too long.
-    slow_tries: HashMap<(BuildId, DocumentKey), u32>,
-    /// The same of a whole build, in a row.
-    slow_in_a_row: HashMap<BuildId, u32>,
-    /// Keys that one read of a build may ask for, after larger ones took too long.
-    batch_max: HashMap<BuildId, usize>,
-}
-
-impl Paces {
-    pub fn forget(&mut self, build: BuildId) {
-        self.slow_tries.retain(|(id, _), _| *id != build);
-        self.slow_in_a_row.remove(&build);
-        self.batch_max.remove(&build);
-    }
-
-    fn started(&mut self, lane: Lane) {
-        self.last = Some(lane);
-        match lane {
-            Lane::Fresh => {}
-            Lane::Low => self.low += 1,
-            Lane::Slow => self.slow += 1,
-        }
-    }
-
-    fn ended(&mut self, lane: Lane) {
-        match lane {
-            Lane::Fresh => {}
-            Lane::Low => self.low -= 1,
-            Lane::Slow => self.slow -= 1,
-        }
-    }
-
-    /// The lanes to take a batch from, the first that has one.
-    ///
-    /// A lane that has nothing in flight comes first, unless it was the last one: so each gets on,
-    /// also when there is one place in all, and fresh keys have all the other places. The low lane
-    /// may take half of the connections, so that a fresh key finds one that is free.
-    fn order(&self, connections: usize) -> impl Iterator<Item = Lane> + use<> {
-        let first = |lane, count| (count == 0 && self.last != Some(lane)).then_some(lane);
-        let low = (self.low < (connections / 2).max(1)).then_some(Lane::Low);
-        let slow = (self.slow == 0).then_some(Lane::Slow);
-        let order = [
-            first(Lane::Low, self.low),
-            first(Lane::Slow, self.slow),
-            Some(Lane::Fresh),
-            low,
-            slow,
-        ];
-        order.into_iter().flatten()
-    }
-
-    /// Whether fresh keys wait a little for more of them to come. `ready` says whether there are so
-    /// many.
-    fn gathers(&mut self, in_flight: usize, now: Instant, ready: impl Fn(usize) -> bool) -> bool {
-        let wanted = KEYS_EACH * (in_flight + 1).saturating_sub(AT_ONCE);
-        if !ready(1) || ready(wanted) {
-            self.gathering = None;
-            return false;
-        }
-        let since = *self.gathering.get_or_insert(now);
-        let gathers = now < since + GATHER_MAX;
-        if !gathers {
-            self.gathering = None;
-        }
-        gathers
-    }
-
-    /// A read of so many keys was too slow, or was not: the next one asks for fewer, or more.
-    fn adapt(&mut self, build: BuildId, asked: usize, slow: bool) {
-        if slow {
-            self.batch_max.insert(build, (asked / 4).max(1));
-        } else if let Some(max) = self.batch_max.get_mut(&build) {
-            *max = max.saturating_mul(2);
-        }
-    }
 }
 
 impl Stage {
@@ -308,11 +206,12 @@ impl Stage {
         let connections = self.context.config.translate.connections;
         while self.refreshing < self.refresh_places() {
             let gathers = self.gathers(now);
-            let lanes = self.paces.order(connections);
+            let lanes = self.paces.order(connections, now);
             let mut lanes = lanes.filter(|it| *it != Lane::Fresh || !gathers);
             let next = lanes.find_map(|lane| Some((lane, self.pending.next(lane, now)?)));
             let Some((lane, id)) = next else { return };
-            let max = self.batch_max(id, lane);
+            let ceiling = self.context.config.translate.keys_per_read;
+            let max = self.paces.batch_max(id, (lane, ceiling), now);
             let batch = self.pending.take_batch(id, lane, max, now);
             let Some(build) = self.builds.get(id) else {
                 for ticket in self.pending.remove(id) {
@@ -320,38 +219,24 @@ impl Stage {
                 }
                 continue;
             };
+            self.paces.started(lane, now);
             self.start_refresh(build, lane, batch);
         }
     }
 
     fn gathers(&mut self, now: Instant) -> bool {
-        let in_flight = self.refreshing - self.paces.low - self.paces.slow;
-        self.paces.gathers(in_flight, now, |count| self.pending.has_fresh(count))
-    }
-
-    /// When fresh keys have gathered long enough.
-    pub fn gathered(&self) -> Option<Instant> {
-        self.paces.gathering.map(|it| it + GATHER_MAX)
-    }
-
-    fn batch_max(&self, build: BuildId, lane: Lane) -> usize {
-        let max = self.context.config.translate.keys_per_read;
-        match lane {
-            Lane::Slow => 1,
-            _ => self.paces.batch_max.get(&build).map_or(max, |it| max.min(*it)),
-        }
+        self.paces.gathers(self.refreshing, now, |count| self.pending.has_fresh(count))
     }
 
     fn start_refresh(&mut self, build: Arc<Build>, lane: Lane, batch: Vec<Taken>) {
         let place = |it: &Taken| (build.id, it.key.clone());
-        let tries = |it| self.paces.slow_tries.get(&place(it)).copied().unwrap_or(0);
+        let tries = |it| self.paces.slow_tries(&place(it));
         let how = How {
             lane,
             probe: batch.iter().any(|it| self.attempts.contains_key(&place(it))),
             last_try: lane == Lane::Slow && batch.iter().all(|it| tries(it) + 1 >= SLOW_TRIES),
         };
         self.refreshing += 1;
-        self.paces.started(lane);
         let tools = Arc::clone(&self.tools);
         self.tasks.spawn(async move {
             let started = Instant::now();
@@ -360,16 +245,16 @@ impl Stage {
             if lane == Lane::Fresh {
                 tools.load.refreshed(now, now - started);
             }
-            Done::Refresh(refreshed)
+            Done::Refresh(refreshed, now - started)
         });
     }
 
     /// What follows from a batch that was read and written, or not.
-    pub fn on_refreshed(&mut self, refreshed: Refreshed) {
+    pub fn on_refreshed(&mut self, refreshed: Refreshed, took: Duration) {
         let Refreshed { how, asked, slow, report } = refreshed;
-        self.refreshing -= 1;
-        self.paces.ended(how.lane);
         let (now, build) = (Instant::now(), report.build);
+        self.refreshing -= 1;
+        self.paces.ended(how.lane, took, now);
         report.written.iter().for_each(|it| self.tell_written(build, it));
         let known = self.builds.get(build).is_some();
         self.count_outdated(build, report.trouble.as_ref());
@@ -385,7 +270,7 @@ impl Stage {
                 }
                 KeyEnd::Finished => {
                     self.attempts.remove(&place);
-                    self.paces.slow_tries.remove(&place);
+                    self.paces.answered(&place);
                     for ticket in self.pending.finish(place.0, &place.1) {
                         self.ended(ticket);
                     }
@@ -414,24 +299,18 @@ impl Stage {
             self.pending.park_slow(place.0, &place.1, now);
             return;
         }
-        let tries = self.paces.slow_tries.get(&place).copied().unwrap_or(0);
+        let tries = self.paces.slow_tries(&place);
         self.pending.park_slow(place.0, &place.1, now + backoff(SLOW_FIRST, SLOW_MAX, tries));
         if known {
-            self.paces.slow_tries.insert(place, tries + 1);
+            self.paces.too_slow(place);
         }
     }
 
     /// A build of which no key can be read in time must not hold up the offsets.
     fn count_slow(&mut self, build: BuildId, asked: usize, slow: bool) {
         self.paces.adapt(build, asked, slow);
-        if !slow {
-            self.paces.slow_in_a_row.remove(&build);
-        } else if asked == 1 {
-            let count = self.paces.slow_in_a_row.entry(build).or_insert(0);
-            *count += 1;
-            if *count == SLOW_IN_A_ROW_MAX {
-                self.give_up(build);
-            }
+        if self.paces.is_hopeless(build, asked, slow) {
+            self.give_up(build);
         }
     }
 }
@@ -440,33 +319,4 @@ impl Stage {
 fn pause_of(waiting: &[Wanted]) -> Duration {
     let attempt = waiting.iter().map(|it| it.attempts).max().unwrap_or(0);
     backoff(NOT_VISIBLE_FIRST, NOT_VISIBLE_MAX, attempt)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_read_at_once_until_batches_are_in_flight_and_then_keys_gather() {
-        let (mut paces, now) = (Paces::default(), Instant::now());
-        let with = |have: usize| move |count: usize| have >= count;
-        for (in_flight, ready, gathers) in
-            [(0, 1, false), (1, 1, false), (2, 1, true), (2, 7, true), (2, 8, false), (3, 8, true)]
-        {
-            paces.gathering = None;
-            assert_eq!(paces.gathers(in_flight, now, with(ready)), gathers, "{in_flight} {ready}");
-        }
-    }
-
-    #[test]
-    fn keys_gather_for_a_bounded_time() {
-        let (mut paces, start) = (Paces::default(), Instant::now());
-        let one = |count: usize| count <= 1;
-        assert!(paces.gathers(5, start, one));
-        assert!(paces.gathers(5, start + GATHER_MAX / 2, one));
-        assert!(!paces.gathers(5, start + GATHER_MAX, one), "what is in flight hangs");
-        assert!(paces.gathers(6, start + GATHER_MAX, one), "and the next one waits anew");
-        assert!(!paces.gathers(5, start + GATHER_MAX, |_| false), "nothing is ready");
-        assert!(paces.gathering.is_none());
-    }
 }

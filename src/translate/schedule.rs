@@ -55,7 +55,7 @@ impl Stage {
     /// What follows from a finished task.
     pub fn on_done(&mut self, done: Done) -> Result<(), TranslateError> {
         match done {
-            Done::Refresh(refreshed) => self.on_refreshed(refreshed),
+            Done::Refresh(refreshed, took) => self.on_refreshed(refreshed, took),
             Done::Lookup(report) => self.on_looked_up(report),
             Done::Sweep(build, ended) => self.on_swept(build, ended),
             Done::Catalog(loaded) => self.on_catalog(*loaded)?,

@@ -21,10 +21,10 @@ use crate::mapping::watch;
 use crate::translate::builds::Builds;
 use crate::translate::claims::Claims;
 use crate::translate::commits::{self, Commits};
-use crate::translate::fanout::Paces;
 use crate::translate::load::Loaded;
 use crate::translate::lookups::Lookups;
 use crate::translate::news::{Provenance, Telling};
+use crate::translate::paces::Paces;
 use crate::translate::readers::Readers;
 use crate::translate::refresh::Trouble;
 use crate::translate::route::Router;
@@ -67,7 +67,8 @@ pub enum Origin {
 
 /// A finished task.
 pub enum Done {
-    Refresh(refresh::Refreshed),
+    /// And how long it took.
+    Refresh(refresh::Refreshed, Duration),
     Lookup(lookup::Report),
     Sweep(BuildId, Result<(), sweep::SweepError>),
     Catalog(Box<Result<Loaded, TranslateError>>),
@@ -465,7 +466,7 @@ impl Stage {
         }
         // While every place is taken, the end of a task is what to wait for: a time that has
         // passed would keep the log from being polled.
-        let wakes = [self.pending.next_wake(), self.gathered()];
+        let wakes = [self.pending.next_wake(), self.paces.next_wake(self.pending.low() > 0)];
         let pending = wakes.into_iter().flatten().min();
         let pending = pending.filter(|_| self.refreshing < self.refresh_places());
         let lookups = self.lookups.next_wake().filter(|_| self.may_look_up());
