@@ -204,6 +204,8 @@ const SHARE_MIN: f64 = 0.25;
 /// At most so many times as long as its batches take the low lane rests, or a fan-out would take
 /// for ever where something else is what holds up all.
 const SHARE_MAX: f64 = 8.0;
+/// Longest rest: a batch may have met an outage.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// How long the low lane rests between two batches.
 #[derive(Debug)]
@@ -243,7 +245,7 @@ impl Restraint {
     /// A batch of the low lane has ended; `took`: if there are fresh keys besides.
     fn low_ended(&mut self, took: Option<Duration>, now: Instant) {
         self.low = Some(now);
-        self.until = took.map(|it| now + it.mul_f64(self.share));
+        self.until = took.map(|it| now + it.mul_f64(self.share).min(REST_MAX));
     }
 
     fn rests(&mut self, now: Instant) -> bool {
@@ -327,6 +329,15 @@ mod tests {
             let found = rest(times, fresh);
             assert!((found / wanted - 1.0).abs() < 0.01, "{times} of {fresh:?}: {found} ms");
         }
+    }
+
+    #[test]
+    fn no_rest_is_longer_than_its_limit() {
+        let (mut paces, now) = (Paces::default(), Instant::now());
+        paces.started(Lane::Low, now);
+        paces.started(Lane::Fresh, now);
+        paces.ended(Lane::Low, 5_000 * MS, now);
+        assert_eq!(paces.next_wake(true), Some(now + REST_MAX));
     }
 
     #[test]

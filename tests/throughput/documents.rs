@@ -33,8 +33,9 @@ const JOINED: [(&str, (f64, f64)); 3] =
 
 const BARE_SECONDS: u64 = 15;
 const WARM_UP_SECONDS: u64 = 3;
-/// Before everything, at the rate that has aims: the servers' JVMs compile what they need.
-const SERVERS_WARM_UP_SECONDS: u64 = 60;
+/// Before everything, at the rate that has aims: for about so long the servers' JVMs compile what
+/// they need, on the same cores.
+const SERVERS_WARM_UP_SECONDS: u64 = 180;
 const SERVERS_WARM_UP_RATE: u64 = 500;
 const POLLERS: usize = 4;
 
