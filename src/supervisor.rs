@@ -56,6 +56,14 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let metrics = Metrics::new();
     let health = Health::default();
+    let gateway = config.gateway.clone().filter(|_| roles.gateway);
+    // Before anybody can ask: a daemon of which no role is known yet would pass for ready.
+    let expected = [
+        (roles.capture, "capture"),
+        (gateway.is_some(), "gateway"),
+        (roles.translate, "translate"),
+    ];
+    expected.into_iter().filter(|it| it.0).for_each(|it| health.expect(it.1));
     let listener = http::listen(config.http.listen).await?;
     tracing::info!(address = %config.http.listen, "serving /metrics, /healthz and /readyz");
 
@@ -63,7 +71,6 @@ pub async fn run(
     let served = http::run_http(listener, metrics.clone(), health.clone(), shutdown.child_token());
     tasks.spawn(async move { ("http", served.await.map_err(Into::into)) });
     if roles.capture {
-        health.expect("capture");
         let role = capture::run_capture(
             Arc::new(config.clone()),
             metrics.clone(),
@@ -72,8 +79,7 @@ pub async fn run(
         );
         tasks.spawn(async move { ("capture", role.await.map_err(Into::into)) });
     }
-    if let (true, Some(section)) = (roles.gateway, config.gateway.clone()) {
-        health.expect("gateway");
+    if let Some(section) = gateway {
         let role = gateway::run_gateway(
             (Arc::new(config.clone()), section),
             metrics.clone(),
@@ -83,7 +89,6 @@ pub async fn run(
         tasks.spawn(async move { ("gateway", role.await.map_err(Into::into)) });
     }
     if roles.translate {
-        health.expect("translate");
         let context = translate::Context {
             config,
             metrics: metrics.clone(),

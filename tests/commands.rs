@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -175,6 +177,46 @@ async fn check_reads_the_gateways_own_files_as_the_gateway_does() {
     let said = onelog(&check).await;
     assert_eq!(said.code, Some(0), "{}", said.text);
     assert!(said.text.contains("of topic other, which no [[gateway.commands]]"), "{}", said.text);
+}
+
+/// What `/readyz` says first, asked from before the daemon listens.
+fn first_answer(daemon: &mut Daemon, http: &str) -> String {
+    loop {
+        assert!(daemon.is_alive(), "it has ended: {}", daemon.log_text());
+        let Ok(mut stream) = TcpStream::connect(http) else { continue };
+        let request = "GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        return answer;
+    }
+}
+
+/// Who starts it asks at once and sends it work as soon as it is ready. Where no role had been made
+/// known yet, one of a dozen starts said that it was.
+#[test]
+fn a_daemon_that_has_just_started_is_not_ready() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (config, log) = (folder.path().join("config.toml"), folder.path().join("log"));
+    for _ in 0..40 {
+        let (http, listen) = (free_address(), free_address());
+        let text = format!(
+            "[postgres]\nurl = \"postgres://nobody@localhost/none\"\ntables = [\"public.*\"]\n\
+             [kafka]\nbrokers = \"127.0.0.1:9\"\ntopic_prefix = \"own\"\n\
+             [elasticsearch]\nurl = \"http://127.0.0.1:9\"\n\
+             [translate]\nmappings = \".\"\n\
+             [http]\nlisten = \"{http}\"\n\
+             [gateway]\nlisten = \"{listen}\"\n\
+             [[gateway.api_keys]]\nname = \"web\"\nsha256 = \"{}\"\n\
+             [[gateway.commands]]\ntopic = \"a.b\"\ncollections = [\"c\"]\n",
+            "ab".repeat(32)
+        );
+        std::fs::write(&config, text).expect("written");
+        let mut daemon = Daemon::start_with(&config, &log, &["--only", "gateway"]);
+        let answer = first_answer(&mut daemon, &http);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        daemon.kill();
+    }
 }
 
 /// A copy of the world's config whose servers are nowhere, with secrets.

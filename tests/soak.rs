@@ -150,10 +150,10 @@ impl Soak {
                 format!("kill -9 {service}")
             }
             _ => {
+                // Postgres is many processes, which nobody stops all at once.
+                let service = if service == "postgres" { "elasticsearch" } else { service };
                 let away = Away::freeze(service).await;
-                if service != "postgres" {
-                    traffic_goes_on(&self.world, meanwhile * 10).await;
-                }
+                traffic_goes_on(&self.world, meanwhile * 10).await;
                 away.bring_back().await;
                 format!("freeze {service}")
             }
