@@ -163,7 +163,8 @@ async fn disturbed(kind: Kind, world: &World, first: Robot, commands: &Commands,
     first.kill();
     let second = Robot::start(kind, world);
     reaches(client, "another robot goes on", 2 + i32::try_from(EDITS).unwrap()).await;
-    assert!(second.stop().await.success(), "SIGTERM ends it well");
+    let (ended, log) = second.stop().await;
+    assert!(ended.success(), "SIGTERM ends it well: {ended}; {log}");
 }
 
 async fn holds(kind: Kind, name: &str) {

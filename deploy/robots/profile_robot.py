@@ -180,6 +180,8 @@ def serve(database, consumer, going):
         except KafkaException as error:
             # The partition is another robot's now, which gets the command again and knows its id.
             log.info("Kafka: %s", error)
+    if db is not None:
+        db.close()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ impl Robot {
             .args(["--brokers", &server("ONELOG_TEST_KAFKA"), "--topic", topic, "--group", &group])
             .env("DATABASE_URL", database)
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            // Where it crashed, in its log.
+            .env("PYTHONFAULTHANDLER", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
@@ -93,16 +95,16 @@ impl Robot {
         self.child.wait().expect("the robot is gone");
     }
 
-    /// SIGTERM, and the wait for its end.
-    pub async fn stop(mut self) -> ExitStatus {
+    /// SIGTERM, and the wait for its end: the status and its log.
+    pub async fn stop(mut self) -> (ExitStatus, String) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(sent.success(), "the robot has died: {}", self.log_text());
         let child = std::cell::RefCell::new(&mut self.child);
-        eventually("the robot ends", Duration::from_secs(40), || async {
+        let ended = eventually("the robot ends", Duration::from_secs(40), || async {
             child.borrow_mut().try_wait().expect("the robot is our child")
-        })
-        .await
+        });
+        (ended.await, self.log_text())
     }
 
     pub fn log_text(&self) -> String {
