@@ -428,6 +428,7 @@ async fn run_stages(
         source: source_context(config, &opened.system),
         producer: Arc::clone(producer),
         copies: Merge::new(name.clone(), heard),
+        made: health.desk().topics().clone(),
         resume,
         expected: expected_topics(config, &opened.shapes),
         shutdown: drain.clone(),

@@ -4,10 +4,14 @@
 //! capture says of its copies stays here for `/v1/status`. So neither knows the other. A wish that
 //! nobody takes, because the stream does not run, is waited for by whoever asked.
 
+mod made_topics;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
+
+pub use made_topics::MadeTopics;
 
 /// Wishes that wait for capture. A person makes one at a time.
 const WISHES_MAX: usize = 16;
@@ -66,13 +70,14 @@ pub struct Desk {
     wishes: mpsc::Sender<Asked>,
     waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<Asked>>>,
     statuses: Arc<Mutex<BTreeMap<String, CopyStatus>>>,
+    topics: MadeTopics,
 }
 
 impl Default for Desk {
     fn default() -> Self {
         let (wishes, waiting) = mpsc::channel(WISHES_MAX);
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
-        Self { wishes, waiting, statuses: Arc::default() }
+        Self { wishes, waiting, statuses: Arc::default(), topics: MadeTopics::default() }
     }
 }
 
@@ -91,6 +96,11 @@ impl Desk {
     /// Where the wishes wait, for the session of capture that holds it.
     pub fn waiting(&self) -> Arc<tokio::sync::Mutex<mpsc::Receiver<Asked>>> {
         Arc::clone(&self.waiting)
+    }
+
+    /// Topics that capture has made: a table whose topic was deleted is to be copied again.
+    pub fn topics(&self) -> &MadeTopics {
+        &self.topics
     }
 
     /// Changes what is said of a table's copy.

@@ -448,3 +448,41 @@ async fn a_copy_can_be_asked_for_held_and_called_off() {
     said(&copy(&world, &["public.t", "--resume"]), 1, "cancelled");
     assert!(daemon.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_is_made_anew_with_the_rows_of_its_table() {
+    let _turn = alone().await;
+    // One that was empty when it was copied has had its rows from the stream alone.
+    let sql = format!("{SMALL}; CREATE TABLE late (id int PRIMARY KEY, v text)");
+    let world = world("lost_topic", &sql, "mode = \"initial\"").await;
+    let daemon = start(&world);
+    copied(&world).await;
+    let (client, _connection) = client(&world).await;
+    client.batch_execute("INSERT INTO late SELECT * FROM t").await.expect("rows");
+    right(&world, &client, &["id"]).await;
+
+    let topics = ["t", "late"].map(|it| format!("{}.public.{it}", world.name));
+    log::delete(&topics).await;
+    client
+        .batch_execute("UPDATE t SET v = 'new' WHERE id = 1; DELETE FROM late WHERE id = 1")
+        .await
+        .expect("changes");
+    for table in ["t", "late"] {
+        let line = format!("the table is copied again table=\"public.{table}\"");
+        eventually("it is copied again", PATIENCE, || async {
+            daemon.log_text().contains(&line).then_some(())
+        })
+        .await;
+    }
+    for (table, rows) in [("public.t", 300), ("public.late", 299)] {
+        eventually("all rows are copied", PATIENCE, || async {
+            status_of(&world, table).await.filter(|it| it["state"] == "done" && it["rows"] == rows)
+        })
+        .await;
+    }
+    published(&world, &client).await;
+    for table in ["t", "late"] {
+        log::check(&log::read(&world, table).await, &log::table(&client, table, &["id"]).await);
+    }
+    assert!(daemon.stop().await.success());
+}

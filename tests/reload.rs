@@ -94,6 +94,16 @@ async fn a_saved_file_becomes_documents() {
     assert!(daemon.stop().await.success());
 }
 
+async fn delete_topic(topic: &str) {
+    let brokers = support::server("ONELOG_TEST_KAFKA");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("a client");
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for deleted in admin.delete_topics(&[topic], &options).await.expect("an answer") {
+        deleted.expect("deleted");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_builds_nothing_again() {
     let world = World::new("restart", Wishes { companies: 20, ..Wishes::default() }).await;
@@ -150,6 +160,38 @@ async fn a_position_that_is_lost_is_a_sweep() {
         (right && !documents.is_empty()).then_some(())
     })
     .await;
+    assert!(daemon.stop().await.success());
+}
+
+/// The translator's positions are gone with the topic, and the log has lost rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_is_filled_again_and_documents_go_on() {
+    let copy = "[copy]\nmode = \"initial\"";
+    let wishes = Wishes { companies: 20, kafka: copy, ..Wishes::default() };
+    let world = World::new("lost_topic", wishes).await;
+    world.onelog(&["prepare"]);
+    let daemon = world.start();
+    world.built().await;
+    let rows = || async {
+        let (_, text) = world.http("/v1/status").await?;
+        let status: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let copies = status["copies"].as_array()?.iter();
+        let mut of_it = copies.filter(|it| it["table"] == "public.company_profile");
+        of_it.find(|it| it["state"] == "done" && it["rows"] == 20).map(drop)
+    };
+    eventually("the table is copied", PATIENCE, rows).await;
+
+    delete_topic(&format!("{}.public.company_profile", world.name)).await;
+    let (client, _connection) = world.client().await;
+    client.batch_execute("UPDATE company_profile SET name = name || '!'").await.expect("updated");
+    eventually("it is to be copied again", PATIENCE, || async {
+        daemon.log_text().contains("the table is copied again").then_some(())
+    })
+    .await;
+    eventually("it is copied again", PATIENCE, rows).await;
+    client.batch_execute("UPDATE company_profile SET name = name || '?'").await.expect("updated");
+    world.quiet().await;
+    world.check_documents().await;
     assert!(daemon.stop().await.success());
 }
 

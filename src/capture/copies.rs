@@ -1,8 +1,8 @@
 //! STAGE: copies of tables into the log, beside the live stream.
 //!
 //! Here it is decided which tables are copied when: what the progress topic says is unfinished, what
-//! is asked for at the desk, and with `mode = "initial"` every published table that was never
-//! copied. A table's copy itself is in `table.rs`.
+//! is asked for at the desk, what lost its topic, and with `mode = "initial"` every published table
+//! that was never copied. A table's copy itself is in `table.rs`.
 //!
 //! A copy never ends the session: what it can't do it tells, and tries again.
 //!
@@ -157,8 +157,11 @@ pub(super) async fn run_copies(ground: Ground, shutdown: CancellationToken) {
                 // A server that is away must not hold up the drain.
                 shutdown.run_until_cancelled(copies.look_for_tables()).await;
             }
-            // 5. For those who watch.
-            _ = sum.tick() => copies.sum_up(),
+            // 5. Tables whose topics were deleted, and numbers for those who watch.
+            _ = sum.tick() => {
+                shutdown.run_until_cancelled(copies.look_for_lost_topics()).await;
+                copies.sum_up();
+            }
         }
     }
     // Each ends at its next wait.
@@ -341,6 +344,42 @@ impl Copies {
         if let Err(error) = looked.await {
             tracing::warn!(error, "can't look for tables to copy");
         }
+    }
+
+    /// A table that was copied, and whose topic had to be made since, is copied again: somebody
+    /// has deleted the topic. What is asked for meanwhile waits.
+    async fn look_for_lost_topics(&mut self) {
+        let desk = self.session.desk.clone();
+        for (topic, was_there) in desk.topics().unsettled() {
+            if let Err(error) = self.copy_again(&topic, was_there).await {
+                tracing::warn!(error = with_causes(&error), topic, "can't note a copy yet");
+                return;
+            }
+            desk.topics().settle(&topic);
+        }
+    }
+
+    async fn copy_again(&mut self, topic: &str, was_there: bool) -> Result<(), SideError> {
+        let session = Arc::clone(&self.session);
+        let is_of_it = |table: &&String| session.config.kafka.table_topic(table) == topic;
+        let Some(table) = session.records().keys().find(is_of_it).cloned() else { return Ok(()) };
+        self.stop(&table).await;
+        // A table whose copy has published nothing may have had no topic until now.
+        let known = session.record(&table).filter(|it| was_there || 0 < it.rows);
+        let Some(known) = known else { return Ok(()) };
+        if known.state == CopyState::Cancelled {
+            tracing::warn!(table, "its topic was deleted, and its copy called off: none begins");
+            return Ok(());
+        }
+        let is_paused = known.state == CopyState::Paused;
+        let state = if is_paused { CopyState::Paused } else { CopyState::Running };
+        let whole = session.config.copy.mode == CopyMode::Initial;
+        let condition = known.condition.filter(|_| !whole);
+        tracing::warn!(table, topic, "the table's topic was deleted: the table is copied again");
+        let record = CopyRecord { state, ..CopyRecord::new(condition, now_ms()) };
+        session.note(&table, record).await?;
+        session.desk.say(&table, |it| (it.rows, it.expected_rows) = (0, 0));
+        Ok(())
     }
 
     fn sum_up(&self) {

@@ -29,6 +29,7 @@ use crate::gateway::window::{Event, History, Key, Limits, Window};
 use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::Feedback;
 use crate::kafka::feedback_sender::{FeedbackSender, PublishError};
+use crate::kafka::lost_cluster::{self, Watched};
 use crate::kafka::settings::{self, Quiet};
 use crate::kafka::topics::{self, TopicError, WantedTopic};
 use crate::metrics::Metrics;
@@ -278,7 +279,7 @@ async fn open(
     kafka: &KafkaConfig,
     gateway: &GatewayConfig,
     next: i64,
-) -> Result<(StreamConsumer<Quiet>, i64, i64), BackplaneError> {
+) -> Result<(StreamConsumer<Watched>, i64, i64), BackplaneError> {
     let mut wanted = vec![WantedTopic::of_feedback(kafka, gateway.feedback_retention)];
     // Where commands go is made too: else the first of them would be refused.
     wanted.extend(gateway.commands.iter().map(|it| WantedTopic::of_events(kafka, &it.topic)));
@@ -294,9 +295,10 @@ async fn open(
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.queue.backoff.ms", "5".to_owned()),
         ("queued.max.messages.kbytes", "8192".to_owned()),
+        lost_cluster::watch(),
     ];
     let config = settings::client_config(kafka, &own);
-    let consumer: StreamConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer: StreamConsumer<Watched> = config.create_with_context(Watched::default())?;
     let asking: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let topic = kafka.feedback_topic();
     let age = i64::try_from(gateway.feedback_window.as_millis()).unwrap_or(i64::MAX);
@@ -347,7 +349,7 @@ pub async fn run_backplane(
             let next = backplane.look(Window::next);
             let (consumer, first, end) = open(&kafka, &gateway, next).await?;
             backplane.begin(first);
-            read(&backplane, &consumer, end, &ready).await
+            read((&backplane, &kafka), &consumer, end, &ready).await
         };
         let ended = tokio::select! {
             biased;
@@ -375,8 +377,8 @@ pub async fn run_backplane(
 
 /// Reads until the position is gone (Ok: begin anew).
 async fn read(
-    backplane: &Backplane,
-    consumer: &StreamConsumer<Quiet>,
+    (backplane, kafka): (&Backplane, &KafkaConfig),
+    consumer: &StreamConsumer<Watched>,
     end: i64,
     ready: &watch::Sender<bool>,
 ) -> Result<(), BackplaneError> {
@@ -387,8 +389,13 @@ async fn read(
         tokio::select! {
             biased;
 
-            // 1. What is too old goes, also on a busy topic.
-            _ = trims.tick() => backplane.trim(),
+            // 1. What is too old goes, also on a busy topic; and Kafka is there again.
+            _ = trims.tick() => {
+                backplane.trim();
+                if consumer.context().take_lost() {
+                    lost_cluster::tell_brokers(consumer.client(), kafka);
+                }
+            }
 
             // 2. What is said.
             received = consumer.recv() => match received {

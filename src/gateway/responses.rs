@@ -23,7 +23,8 @@ use crate::gateway::backplane::{Backplane, BackplaneError};
 use crate::json::Object;
 use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{BODY_BYTES_MAX, Feedback, Response, Status};
-use crate::kafka::settings::{self, Quiet};
+use crate::kafka::lost_cluster::{self, Watched};
+use crate::kafka::settings;
 use crate::kafka::topics::{self, WantedTopic};
 
 /// Answers told together before their positions are committed.
@@ -84,15 +85,28 @@ async fn read(
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.queue.backoff.ms", "5".to_owned()),
         ("queued.max.messages.kbytes", "8192".to_owned()),
+        lost_cluster::watch(),
     ];
     let config = settings::client_config(kafka, &own);
-    let consumer: StreamConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer: StreamConsumer<Watched> = config.create_with_context(Watched::default())?;
     let names: Vec<&str> = gateway.response_topics.iter().map(String::as_str).collect();
     consumer.subscribe(&names)?;
     let age_max = i64::try_from(gateway.feedback_window.as_millis()).unwrap_or(i64::MAX);
+    let mut looks = tokio::time::interval(lost_cluster::LOOK_EVERY);
     loop {
         let mut batch = Batch::default();
-        let mut next = Some(consumer.recv().await);
+        let mut next = tokio::select! {
+            biased;
+            // 1. Kafka is there again.
+            _ = looks.tick() => {
+                if consumer.context().take_lost() {
+                    lost_cluster::tell_brokers(consumer.client(), kafka);
+                }
+                continue;
+            }
+            // 2. An answer.
+            received = consumer.recv() => Some(received),
+        };
         while let Some(received) = next {
             match received {
                 Ok(message) => batch.add(&message, now_ms().saturating_sub(age_max))?,
@@ -141,7 +155,7 @@ impl Batch {
     async fn tell(
         self,
         backplane: &Backplane,
-        consumer: &StreamConsumer<Quiet>,
+        consumer: &StreamConsumer<Watched>,
     ) -> Result<(), BackplaneError> {
         let all = self.told.iter().map(|it| backplane.publish(it));
         futures_util::future::try_join_all(all).await?;

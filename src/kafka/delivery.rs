@@ -13,6 +13,7 @@
 mod error;
 mod flusher;
 mod in_flight;
+mod own_settings;
 mod transaction;
 
 use std::collections::VecDeque;
@@ -25,7 +26,9 @@ use std::time::{Duration, SystemTime};
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
+};
 use tokio::sync::Notify;
 
 pub use error::ProduceError;
@@ -33,12 +36,14 @@ use error::{failure, refused};
 use flusher::Flusher;
 use in_flight::InFlight;
 pub use in_flight::TOPICS_IN_FLIGHT;
+pub(super) use own_settings::own_settings;
 use transaction::Transactions;
 pub use transaction::{dismiss, fence};
 
 use crate::config::KafkaConfig;
 use crate::kafka::envelope::{Header, OutRecord};
-use crate::kafka::settings::{self, BATCH_BYTES};
+use crate::kafka::lost_cluster;
+use crate::kafka::settings;
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::progress::{Progress, TransactionSeq};
@@ -52,10 +57,7 @@ const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// How often a full queue is looked at again if no delivery report says that there is room.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
 
-/// Most records in librdkafka's queue: some 40 ms at full speed.
-const QUEUE_RECORDS: &str = "7500";
-
-/// Whoever waits for room is woken when no more than this many records are in flight: woken for
+/// Whoever waits for room is woken when no more than half of the queue is in flight: woken for
 /// each report, it would send one record and wait again, at the price of a context switch.
 const ROOM_RECORDS: u64 = 3_750;
 
@@ -186,6 +188,7 @@ pub struct LogProducer {
     producer: Arc<ThreadedProducer<Context>>,
     flusher: Flusher,
     deliveries: Arc<Deliveries>,
+    config: KafkaConfig,
     run_id: String,
     /// Nothing stays outstanding for longer.
     delivery_max: Duration,
@@ -236,7 +239,8 @@ impl LogProducer {
         let run_id = format!("{:016x}", RandomState::new().build_hasher().finish());
         // librdkafka looks for timed-out records once a second.
         let delivery_max = config.delivery_timeout + Duration::from_secs(2);
-        Ok(Self { producer, flusher, deliveries, run_id, delivery_max, transactions })
+        let config = config.clone();
+        Ok(Self { producer, flusher, deliveries, config, run_id, delivery_max, transactions })
     }
 
     /// Names this producer in progress records.
@@ -256,7 +260,12 @@ impl LogProducer {
         state.progress = Progress::resume(lsn, next);
         state.commit_times.clear();
         state.recorded = lsn;
-        state.failure = None;
+        let failure = state.failure.take();
+        drop(state);
+        // Kafka may have been away, and librdkafka may have lost it.
+        if matches!(failure, Some(ProduceError::Delivery { .. })) {
+            lost_cluster::tell_brokers(self.producer.client(), &self.config);
+        }
     }
 
     /// Waits until something was acknowledged, failed, or became quiet. Cancel-safe.
@@ -455,42 +464,4 @@ pub struct Standing {
     pub record_in_flight: bool,
     /// Records without a delivery report.
     pub outstanding: u64,
-}
-
-pub(super) fn own_settings(config: &KafkaConfig) -> Vec<(&'static str, String)> {
-    let delivery_ms = config.delivery_timeout.as_millis().to_string();
-    // How long a broker waits for replicas before it goes on to the next request. Of five that a
-    // dead process has left behind, the last is then written before a successor's wait of more
-    // than two delivery timeouts is over (A14); at the default of 30 s it might not be.
-    let broker_wait = (config.delivery_timeout / 2).min(config.socket_timeout);
-    let settings: [(&str, &str); 10] = [
-        ("enable.idempotence", "true"),
-        ("acks", "all"),
-        // librdkafka's idempotent producer has fewer on their way by itself: it holds the next
-        // request back while five or more *records* are (`rktp_msgs_inflight`), which under a
-        // backlog means one request at a time, each filled meanwhile.
-        ("max.in.flight.requests.per.connection", "5"),
-        // As Java clients place keys; `murmur2` alone puts all null keys on one partition.
-        ("partitioner", "murmur2_random"),
-        // Both bound our memory (60 MB at most, in all), and are twice what five full requests
-        // hold. The defaults are 1 GiB and 100,000.
-        ("queue.buffering.max.kbytes", "8192"),
-        ("queue.buffering.max.messages", QUEUE_RECORDS),
-        ("batch.num.messages", "2000"),
-        // The topic's own limit decides, not the client's default of 1 MB.
-        ("message.max.bytes", "10485760"),
-        // Compression would cost more than everything else that we do with a row; an operator
-        // with a thin network sets it in [kafka] properties.
-        ("compression.type", "none"),
-        ("retry.backoff.ms", "20"),
-    ];
-    let mut all: Vec<_> = settings.iter().map(|&(name, it)| (name, it.to_owned())).collect();
-    all.push(("message.timeout.ms", delivery_ms));
-    // librdkafka wants it below message.timeout.ms.
-    let linger = flusher::LINGER.min(config.delivery_timeout / 2);
-    all.push(("queue.buffering.max.ms", linger.as_millis().to_string()));
-    all.push(("request.timeout.ms", broker_wait.as_millis().to_string()));
-    // Half a megabyte a request: larger ones only add to memory and to latency.
-    all.push(("batch.size", BATCH_BYTES.to_string()));
-    all
 }

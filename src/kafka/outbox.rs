@@ -13,10 +13,11 @@ use std::sync::Arc;
 
 use crate::change::{Change, LogicalMessage};
 use crate::config::{KafkaConfig, OutboxConfig};
+use crate::copies::MadeTopics;
 use crate::kafka::cloud_events::CloudEvent;
 use crate::kafka::delivery::{LogProducer, Place, ProduceError};
 use crate::kafka::envelope::{ChangeAt, EnvelopeWriter, Header, OutRecord, TableShape};
-use crate::kafka::producer::record_bytes_max;
+use crate::kafka::producer::{ProducerSession, record_bytes_max};
 use crate::kafka::topics::{self, TopicFacts, WantedTopic};
 use crate::metrics::Metrics;
 use crate::outbox::row::OutboxTable;
@@ -42,6 +43,7 @@ pub(super) struct Of<'a> {
 pub(super) struct Outbox {
     config: OutboxConfig,
     kafka: KafkaConfig,
+    made: MadeTopics,
     producer: Arc<LogProducer>,
     metrics: Metrics,
     /// Outbox tables that the stream has described, or why none of their rows is an event.
@@ -60,17 +62,13 @@ struct Buried<'a> {
 }
 
 impl Outbox {
-    pub fn new(
-        config: &OutboxConfig,
-        kafka: &KafkaConfig,
-        producer: &Arc<LogProducer>,
-        metrics: &Metrics,
-    ) -> Self {
+    pub fn new(session: &ProducerSession) -> Self {
         Self {
-            config: config.clone(),
-            kafka: kafka.clone(),
-            producer: Arc::clone(producer),
-            metrics: metrics.clone(),
+            config: session.outbox.clone(),
+            kafka: session.config.clone(),
+            made: session.made.clone(),
+            producer: Arc::clone(&session.producer),
+            metrics: session.metrics.clone(),
             tables: HashMap::new(),
             topics: HashMap::new(),
             refused: 0,
@@ -242,7 +240,7 @@ impl Outbox {
         let own = WantedTopic::of_the_daemon(&self.kafka).into_iter().find(|it| it.name == topic);
         let wanted = own.unwrap_or_else(|| WantedTopic::of_events(&self.kafka, topic));
         let failed = |error| ProduceError::Topic(Arc::new(error));
-        super::producer::see_to(&self.kafka, &[wanted]).await.map_err(failed)?;
+        topics::see_to((&self.kafka, &self.made), &[wanted]).await.map_err(failed)?;
         let mut facts = topics::facts(&self.kafka, topic).await.map_err(failed)?;
         facts.max_message_bytes = facts.max_message_bytes.min(record_bytes_max(&self.kafka));
         self.topics.insert(topic.to_owned(), facts);

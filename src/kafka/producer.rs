@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::causes::with_causes;
 use crate::change::{Begin, Change, LogicalMessage};
 use crate::config::{KafkaConfig, OutboxConfig};
+use crate::copies::MadeTopics;
 use crate::kafka::batch::{Batch, Item};
 use crate::kafka::chunk::{Chunk, MARK_PREFIX, Outcome};
 use crate::kafka::delivery::{LogProducer, ProduceError, now_us};
@@ -35,12 +36,11 @@ use crate::kafka::merge::Merge;
 use crate::kafka::outbox::{Of, Outbox};
 pub use crate::kafka::producer::ahead::AHEAD_MAX;
 use crate::kafka::producer::ahead::Ahead;
-pub(super) use crate::kafka::producer::ahead::see_to;
 use crate::kafka::producer::extracts::{Extracts, is_plain};
 pub(super) use crate::kafka::producer::refused::record_bytes_max;
 use crate::kafka::producer::refused::{Refused, Written};
 use crate::kafka::recorder::Recorder;
-use crate::kafka::topics::WantedTopic;
+use crate::kafka::topics::{self, WantedTopic};
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::outbox::context::{self, ContextError};
@@ -61,6 +61,8 @@ pub struct ProducerSession {
     pub producer: Arc<LogProducer>,
     /// The copies beside the stream.
     pub copies: Merge,
+    /// Topics that this process has made.
+    pub made: MadeTopics,
     /// Where the stream begins: durable in the progress topic.
     pub resume: Lsn,
     /// Topics of the tables that are published now: seen to before their first change, which
@@ -160,9 +162,8 @@ struct Encoder {
 impl Encoder {
     fn new(session: ProducerSession, recorder: Recorder) -> Self {
         let writer = EnvelopeWriter::new(&session.source);
-        let outbox =
-            Outbox::new(&session.outbox, &session.config, &session.producer, &session.metrics);
-        let refused = Refused::new(&session.config, &session.metrics);
+        let outbox = Outbox::new(&session);
+        let refused = Refused::new(&session);
         let (newest, extracts) = (session.resume, Extracts::new(&session.config));
         Self {
             session,
@@ -404,7 +405,7 @@ impl Encoder {
     async fn see_to(&mut self, wanted: WantedTopic) -> Result<(), ProduceError> {
         let name: Arc<str> = wanted.name.as_str().into();
         if !self.topics.contains(&name) {
-            let seen = see_to(&self.session.config, &[wanted]).await;
+            let seen = topics::see_to((&self.session.config, &self.session.made), &[wanted]).await;
             seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
             self.topics.insert(name);
         }

@@ -1,8 +1,8 @@
 //! A producer that is replaced once it has given a record up.
 //!
-//! After an outage in which a record timed out, one has been seen (librdkafka 2.12) never to send
-//! again. Each later record timed out as well, for as long as one looked, with the broker there and
-//! no fatal error. After a fatal error none takes a record any more.
+//! One that has lost its cluster ([`super::lost_cluster`]) never sends again, and after a fatal error
+//! none takes a record any more. Nothing rests on the order of what goes this way, so a new producer
+//! is the simplest cure of both.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

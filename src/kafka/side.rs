@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use crate::config::KafkaConfig;
 use crate::document::DocumentKey;
 use crate::kafka::consumer::Partition;
+use crate::kafka::lost_cluster;
 use crate::kafka::settings::{self, Quiet};
 use crate::metrics::Metrics;
 
@@ -52,6 +53,7 @@ pub struct BadRecord<'a> {
 #[derive(Clone)]
 pub struct SideProducer {
     producer: FutureProducer<Quiet>,
+    config: KafkaConfig,
     dead_letter_topic: String,
     progress_topic: String,
     metrics: Metrics,
@@ -78,7 +80,8 @@ impl SideProducer {
             .create_with_context(Quiet)
             .map_err(|source| SideError { topic: dead_letter_topic.clone(), source })?;
         let progress_topic = config.progress_topic();
-        Ok(Self { producer, dead_letter_topic, progress_topic, metrics })
+        let config = config.clone();
+        Ok(Self { producer, config, dead_letter_topic, progress_topic, metrics })
     }
 
     /// Buries a document: its SQL fails for this key, or Elasticsearch refuses it for good.
@@ -141,7 +144,11 @@ impl SideProducer {
         record.payload = value;
         match self.producer.send(record, QUEUE_WAIT_MAX).await {
             Ok(_delivered) => Ok(()),
-            Err((source, _record)) => Err(SideError { topic: topic.to_owned(), source }),
+            Err((source, _record)) => {
+                // It may have lost its cluster; the caller tries again.
+                lost_cluster::tell_brokers(self.producer.client(), &self.config);
+                Err(SideError { topic: topic.to_owned(), source })
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
 
 mod error;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ pub use error::TopicError;
 
 use crate::config::KafkaConfig;
 use crate::config::topics::{Declaration, TableTopic, TopicSettings};
+use crate::copies::MadeTopics;
 use crate::kafka::settings;
 
 /// How long a dead letter is kept: a person has to look at it, perhaps after a holiday.
@@ -164,7 +165,7 @@ impl WantedTopic {
 /// What was found or done about one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicAction {
-    /// It exists and is as wanted.
+    /// It exists and is as wanted, as far as is known.
     Fine { topic: String },
     /// It was missing, and was created (would be, in a dry run).
     Created { topic: String },
@@ -194,17 +195,46 @@ pub async fn ensure_topics(
     for some in wanted.chunks(TOPICS_AT_ONCE) {
         let (existing, missing): (Vec<_>, Vec<_>) =
             some.iter().partition(|it| there.contains_key(&it.name));
+        let mut overtaken = HashSet::new();
         if !dry_run {
-            create(config, &admin, &missing).await?;
+            overtaken = create(config, &admin, &missing).await?;
             if let Some(last) = missing.last() {
                 known(&admin, &last.name).await;
             }
         }
-        let created = missing.iter().map(|it| TopicAction::Created { topic: it.name.clone() });
-        actions.extend(created);
+        actions.extend(missing.iter().map(|it| {
+            match (it.name.clone(), overtaken.contains(&it.name)) {
+                (topic, true) => TopicAction::Fine { topic },
+                (topic, false) => TopicAction::Created { topic },
+            }
+        }));
         actions.extend(compare(config, &admin, (&existing, &there)).await?);
     }
     Ok(actions)
+}
+
+/// Sees to it that the topics are there, tells what was done or differs, and notes what was made.
+///
+/// # Errors
+/// See [`ensure_topics`].
+pub async fn see_to(
+    (config, made): (&KafkaConfig, &MadeTopics),
+    wanted: &[WantedTopic],
+) -> Result<(), TopicError> {
+    for action in ensure_topics(config, wanted, false).await? {
+        match action {
+            TopicAction::Fine { topic } => made.is_there(&topic),
+            TopicAction::Created { topic } if made.is_made(&topic) => {
+                tracing::error!(topic, "topic was deleted; made anew, without what was in it");
+            }
+            TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
+            TopicAction::Drift { topic, warning } => {
+                tracing::warn!(warning, "topic differs");
+                made.is_there(&topic);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How topics that are there differ from what they should be.
@@ -348,13 +378,15 @@ async fn all_topics(
     fetched.await.unwrap_or(Err(KafkaError::Canceled))
 }
 
+/// Those that somebody else has created meanwhile: another stage, another daemon or `prepare`.
 async fn create(
     config: &KafkaConfig,
     admin: &AdminClient<DefaultClientContext>,
     missing: &[&WantedTopic],
-) -> Result<(), TopicError> {
+) -> Result<HashSet<String>, TopicError> {
+    let mut overtaken = HashSet::new();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(overtaken);
     }
     let settings: Vec<_> = missing.iter().map(|it| it.kind.settings()).collect();
     let topics: Vec<NewTopic<'_>> = missing
@@ -372,12 +404,12 @@ async fn create(
     })?;
     for result in results {
         match result {
-            // Another daemon or `prepare` may have been faster.
-            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Ok(_) => {}
+            Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => drop(overtaken.insert(topic)),
             Err((topic, code)) => return Err(TopicError::NotCreated { topic, code }),
         }
     }
-    Ok(())
+    Ok(overtaken)
 }
 
 /// How a topic, as it is there with its settings, differs from what it should be, and the commands

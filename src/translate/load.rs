@@ -20,8 +20,7 @@ use crate::elasticsearch::index::note::{IndexMeta, SweptTo};
 use crate::elasticsearch::index::survey::{Survey, Wishes};
 use crate::kafka::consumer::{Log, Partition};
 use crate::kafka::positions::Positions;
-use crate::kafka::topics::WantedTopic;
-use crate::kafka::topics::{self, TopicAction};
+use crate::kafka::topics::{self, WantedTopic};
 use crate::mapping::catalog;
 use crate::mapping::fingerprint::Fingerprint;
 use crate::mapping::plan::{CollectionPlan, TableName};
@@ -416,12 +415,7 @@ async fn make_topics(context: &Context, missing: &BTreeSet<String>) -> Result<()
         }
     }
     let wanted: Vec<_> = wanted.into_values().collect();
-    for action in topics::ensure_topics(kafka, &wanted, false).await? {
-        if let TopicAction::Created { topic } = action {
-            tracing::info!(topic, "topic created");
-        }
-    }
-    Ok(())
+    Ok(topics::see_to((kafka, context.health.desk().topics()), &wanted).await?)
 }
 
 /// The tables that name the topics which the plan's changes come on.

@@ -399,6 +399,7 @@ impl Stage {
     /// For `/readyz`: whether the log can be read. It comes and goes apart from the outages that
     /// reads and writes meet, of which `trouble` has the last.
     fn follow_log(&mut self) {
+        self.log.find_cluster(&self.context.config.kafka);
         // An idle connection may be closed by either side: only after an error is it an outage.
         let away = self.log_failed && self.log.is_away();
         if away == self.log_away {

@@ -7,8 +7,9 @@ use tokio::task::JoinSet;
 
 use crate::causes::with_causes;
 use crate::config::KafkaConfig;
+use crate::copies::MadeTopics;
 use crate::kafka::producer::ProducerSession;
-use crate::kafka::topics::{self, TopicAction, TopicError, WantedTopic};
+use crate::kafka::topics::{self, WantedTopic};
 
 /// Topics seen to at a time, so that the first tables need not wait for the last.
 const AT_ONCE: usize = 200;
@@ -21,6 +22,7 @@ pub const AHEAD_MAX: usize = 1000;
 /// Sees to the topics of the published tables while the stream goes on.
 pub(super) struct Ahead {
     config: KafkaConfig,
+    made: MadeTopics,
     waiting: Vec<WantedTopic>,
     task: JoinSet<Vec<Arc<str>>>,
 }
@@ -29,7 +31,8 @@ impl Ahead {
     pub(super) fn new(session: &mut ProducerSession) -> Self {
         let mut waiting = std::mem::take(&mut session.expected);
         waiting.truncate(AHEAD_MAX);
-        let mut ahead = Self { config: session.config.clone(), waiting, task: JoinSet::new() };
+        let (config, made) = (session.config.clone(), session.made.clone());
+        let mut ahead = Self { config, made, waiting, task: JoinSet::new() };
         ahead.go_on();
         ahead
     }
@@ -40,9 +43,9 @@ impl Ahead {
         }
         let rest = self.waiting.split_off(AT_ONCE.min(self.waiting.len()));
         let wanted = std::mem::replace(&mut self.waiting, rest);
-        let config = self.config.clone();
+        let (config, made) = (self.config.clone(), self.made.clone());
         self.task.spawn(async move {
-            match see_to(&config, &wanted).await {
+            match topics::see_to((&config, &made), &wanted).await {
                 Ok(()) => wanted.into_iter().map(|it| it.name.into()).collect(),
                 // Whatever it is, it is met again, and told, where the topic is needed.
                 Err(error) => {
@@ -60,19 +63,4 @@ impl Ahead {
         // One that panicked has said so; its topics are seen to where they are needed.
         Some(joined.unwrap_or_default())
     }
-}
-
-/// Sees to it that the topics are there, and tells what was done or differs.
-pub(in crate::kafka) async fn see_to(
-    config: &KafkaConfig,
-    wanted: &[WantedTopic],
-) -> Result<(), TopicError> {
-    for action in topics::ensure_topics(config, wanted, false).await? {
-        match action {
-            TopicAction::Fine { .. } => {}
-            TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
-            TopicAction::Drift { warning, .. } => tracing::warn!(warning, "topic differs"),
-        }
-    }
-    Ok(())
 }

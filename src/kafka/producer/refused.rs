@@ -16,9 +16,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::Encoder;
+use super::{Encoder, ProducerSession};
 use crate::change::{Change, Tuple};
 use crate::config::KafkaConfig;
+use crate::copies::MadeTopics;
 use crate::kafka::batch::Item;
 use crate::kafka::delivery::{self, LogProducer, ProduceError};
 use crate::kafka::envelope::{ChangeAt, EnvelopeWriter, Header, OutRecord, Records, TableShape};
@@ -84,6 +85,7 @@ pub(in crate::kafka) fn record_bytes_max(config: &KafkaConfig) -> usize {
 /// A session's knowledge of what topics take.
 pub(super) struct Refused {
     config: KafkaConfig,
+    made: MadeTopics,
     metrics: Metrics,
     facts: HashMap<Arc<str>, TopicFacts>,
     buried: u64,
@@ -99,9 +101,10 @@ struct TooLarge<'a> {
 }
 
 impl Refused {
-    pub fn new(config: &KafkaConfig, metrics: &Metrics) -> Self {
-        let (config, metrics) = (config.clone(), metrics.clone());
-        Self { config, metrics, facts: HashMap::new(), buried: 0 }
+    pub fn new(session: &ProducerSession) -> Self {
+        let ProducerSession { config, made, metrics, .. } = session;
+        let (config, made, metrics) = (config.clone(), made.clone(), metrics.clone());
+        Self { config, made, metrics, facts: HashMap::new(), buried: 0 }
     }
 
     /// What a topic takes that is there, asked for once in a session.
@@ -139,7 +142,8 @@ impl Refused {
         }
         let name: Arc<str> = self.config.dead_letter_topic().into();
         if !self.facts.contains_key(&name) {
-            let seen = super::see_to(&self.config, &WantedTopic::of_the_daemon(&self.config)).await;
+            let wanted = WantedTopic::of_the_daemon(&self.config);
+            let seen = topics::see_to((&self.config, &self.made), &wanted).await;
             seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
         }
         let limit = self.facts(&name).await?.max_message_bytes;
@@ -227,7 +231,7 @@ impl Encoder {
             .iter()
             .map(|(topic, keyed)| WantedTopic::of_table(config, topic, *keyed))
             .collect();
-        let seen = super::see_to(config, &wanted).await;
+        let seen = topics::see_to((config, &self.session.made), &wanted).await;
         seen.map_err(|error| ProduceError::Topic(Arc::new(error)))?;
         self.topics.extend(unknown.into_keys().cloned());
         Ok(())
