@@ -1,17 +1,30 @@
-//! A broker that refuses: rights are taken away, the disk is full. Capture waits, says why, and goes
-//! on by itself when it is mended; nothing is lost.
+//! A broker that refuses, or leaves: rights are taken away, the disk is full, the last broker shuts
+//! down. Capture waits, says why, and goes on by itself when it is mended; nothing is lost.
 
 #![allow(clippy::unwrap_used, reason = "functions beside #[test] are tests here too")]
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use onelog::config::{Delivery, KafkaConfig};
+use onelog::kafka::delivery::LogProducer;
+use onelog::kafka::envelope::OutRecord;
+use onelog::kafka::lost_cluster::{self, Watched};
+use onelog::kafka::settings::client_config;
+use onelog::kafka::topics::{WantedTopic, ensure_topics};
+use onelog::lsn::Lsn;
+use onelog::metrics::Metrics;
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::{Message, Offset, TopicPartitionList};
 use serde_json::Value;
 use support::broker::Broker;
 use support::eventually;
 use support::log::read_at;
 use support::world::{PATIENCE, Wishes, World};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 const EXACTLY: &str = "delivery = \"exactly-once\"\ntransaction_interval = \"40ms\"";
@@ -120,4 +133,91 @@ async fn a_full_disk_is_waited_for() {
     let records = right(&world, &broker).await;
     assert!(42 <= records, "{records} records");
     assert!(daemon.stop().await.success());
+}
+
+const TOPIC: &str = "lost_cluster.public.t";
+
+fn config(brokers: String) -> KafkaConfig {
+    KafkaConfig {
+        brokers,
+        topic_prefix: "lost_cluster".to_owned(),
+        delivery: Delivery::AtLeastOnce,
+        delivery_timeout: Duration::from_secs(2),
+        socket_timeout: Duration::from_secs(5),
+        partitions: 1,
+        replication_factor: 1,
+        topics: Vec::new(),
+        min_compaction_lag: Duration::from_secs(7 * 24 * 3600),
+        group_id: "lost_cluster".to_owned(),
+        properties: Vec::new(),
+    }
+}
+
+/// Sends without a pause, session after session. `delivered`: how many records so far.
+async fn send(config: KafkaConfig, delivered: watch::Sender<u64>) {
+    let metrics = Metrics::new();
+    let producer = LogProducer::new(&config, &metrics).unwrap();
+    let record = OutRecord { topic: TOPIC, key: Some(b"k"), value: Some(b"v"), header: None };
+    loop {
+        producer.quiet(PATIENCE).await.unwrap();
+        producer.resume(Lsn(0));
+        while producer.standing().is_ok() {
+            let seq = producer.begin();
+            drop(producer.send(seq, record, &[]).await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            delivered.send_replace(metrics.kafka_records_total.get());
+        }
+    }
+}
+
+/// Reads on and on. `read`: how many records so far.
+async fn receive(config: KafkaConfig, read: watch::Sender<u64>) {
+    let own = [("group.id", config.group_id.clone()), lost_cluster::watch()];
+    let consumer: StreamConsumer<Watched> =
+        client_config(&config, &own).create_with_context(Watched::default()).unwrap();
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset(TOPIC, 0, Offset::Beginning).unwrap();
+    consumer.assign(&from).unwrap();
+    let mut looks = tokio::time::interval(lost_cluster::LOOK_EVERY);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {
+                if consumer.context().take_lost() {
+                    lost_cluster::tell_brokers(consumer.client(), &config);
+                }
+            }
+            received = consumer.recv() => {
+                read.send_modify(|it| *it += u64::from(received.is_ok_and(|it| it.offset() >= 0)));
+            }
+        }
+    }
+}
+
+/// Of many clients some ask the broker just while it shuts down, and lose it: librdkafka's issue
+/// 5301. Of producers it was about one of twelve.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_lose_their_cluster_find_it_again() {
+    let mut broker = Broker::start("unlimited").await;
+    let config = config(broker.address.clone());
+    let wanted = [WantedTopic::of_table(&config, TOPIC, true)];
+    ensure_topics(&config, &wanted, false).await.unwrap();
+    let (mut clients, mut counts) = (JoinSet::new(), Vec::new());
+    for nth in 0..32 {
+        let (count, counted) = watch::channel(0);
+        counts.push(counted);
+        match nth % 2 {
+            0 => clients.spawn(send(config.clone(), count)),
+            _ => clients.spawn(receive(config.clone(), count)),
+        };
+    }
+    for _ in 0..2 {
+        let seen: Vec<u64> = counts.iter().map(|it| *it.borrow()).collect();
+        broker.stop().await;
+        broker.up("unlimited").await;
+        // Enough to be none that was on its way.
+        for (counted, before) in counts.iter_mut().zip(seen) {
+            let goes_on = counted.wait_for(|it| before + 1000 < *it);
+            tokio::time::timeout(PATIENCE, goes_on).await.expect("it goes on").unwrap();
+        }
+    }
 }

@@ -14,7 +14,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer,
 };
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientConfig, Statistics};
 
@@ -30,6 +30,18 @@ pub struct LogError {
     pub doing: &'static str,
     #[source]
     pub source: KafkaError,
+}
+
+impl LogError {
+    /// The group has no position where it had one: its topic was deleted, or somebody has reset it.
+    pub fn forgotten() -> Self {
+        let source = KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset);
+        Self { doing: "looking for the group's position, which Kafka has forgotten", source }
+    }
+
+    pub fn is_forgotten(&self) -> bool {
+        matches!(self.source, KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset))
+    }
 }
 
 pub(super) fn while_doing(doing: &'static str) -> impl FnOnce(KafkaError) -> LogError {
@@ -312,26 +324,38 @@ impl Log {
         .await
     }
 
+    /// In which of these partitions the group has no position any more: Kafka forgets them with a
+    /// topic that is deleted, also if another one has its name by now.
+    pub async fn forgotten(&self, partitions: Vec<Partition>) -> Result<Vec<Partition>, LogError> {
+        let settled = self.committed(&partitions).await?;
+        let settled: BTreeSet<Partition> = settled.into_iter().map(|it| it.partition).collect();
+        Ok(partitions.into_iter().filter(|it| !settled.contains(it)).collect())
+    }
+
     /// The group's positions in these partitions, with their notes. One that has none is an error:
     /// it is committed before its topic is subscribed to.
     pub async fn settled_positions(
         &self,
         partitions: Vec<Partition>,
     ) -> Result<Vec<Settled>, LogError> {
+        let settled = self.committed(&partitions).await?;
+        match settled.len() == partitions.len() {
+            true => Ok(settled),
+            false => Err(LogError::forgotten()),
+        }
+    }
+
+    /// Those of the partitions in which the group has a position.
+    async fn committed(&self, partitions: &[Partition]) -> Result<Vec<Settled>, LogError> {
+        let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+        for it in partitions {
+            wanted.add_partition(&it.topic, it.number);
+        }
         let consumer = Arc::clone(self.shared());
         blocking(move || {
-            let mut wanted = TopicPartitionList::with_capacity(partitions.len());
-            for it in &partitions {
-                wanted.add_partition(&it.topic, it.number);
-            }
-            let doing = "reading committed offsets";
             let committed = consumer.committed_offsets(wanted, positions::ANSWER_MAX);
-            let committed = committed.map_err(while_doing(doing))?;
-            let settled: Vec<Settled> = positions::settled(&committed).collect();
-            match settled.len() == partitions.len() {
-                true => Ok(settled),
-                false => Err(LogError { doing, source: KafkaError::NoMessageReceived }),
-            }
+            let committed = committed.map_err(while_doing("reading committed offsets"))?;
+            Ok(positions::settled(&committed).collect())
         })
         .await
     }

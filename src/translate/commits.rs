@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::CommitMode;
 
@@ -29,6 +29,8 @@ pub struct Commits {
     unread: BTreeMap<Partition, u64>,
     assignments: u64,
     reading: bool,
+    /// When it was last asked whether the positions are still there.
+    looked: Option<Instant>,
     /// Positions as a load found them, after which it saw to every index that their notes lack.
     seen_to: BTreeMap<Partition, i64>,
 }
@@ -40,6 +42,9 @@ pub struct Read {
     /// Builds whose index misses changes.
     owed: BTreeSet<BuildId>,
 }
+
+/// How often it is asked whether Kafka still has the group's positions.
+const LOOK_FOR_FORGOTTEN_EVERY: Duration = Duration::from_secs(5);
 
 impl Commits {
     /// A load has told all indices which these positions' notes lack that a sweep is owed.
@@ -179,14 +184,18 @@ impl Stage {
     }
 
     /// Positions whose notes were read may be committed from now on, unless they changed hands.
-    pub fn on_notes_read(&mut self, read: Result<Read, LogError>) {
+    ///
+    /// # Errors
+    /// If there is no position where one was.
+    pub fn on_notes_read(&mut self, read: Result<Read, LogError>) -> Result<(), TranslateError> {
         self.commits.reading = false;
         let read = match read {
             Ok(read) => read,
+            Err(error) if error.is_forgotten() => return Err(error.into()),
             // Tried again at the next commit.
             Err(error) => {
                 tracing::warn!(error = %with_causes(&error), "the notes of positions are not read");
-                return;
+                return Ok(());
             }
         };
         for build in read.owed {
@@ -198,6 +207,41 @@ impl Stage {
                 self.commits.begun.insert(it.partition, it.offset);
             }
         }
+        Ok(())
+    }
+
+    /// A topic that is deleted and made anew is one for librdkafka: it was seen to read nothing of
+    /// the new one and to say nothing, and could begin where the old one had ended. But Kafka
+    /// forgets the positions with a topic.
+    pub fn look_for_forgotten(&mut self) {
+        if self.commits.looked.is_some_and(|it| it.elapsed() < LOOK_FOR_FORGOTTEN_EVERY) {
+            return;
+        }
+        self.commits.looked = Some(Instant::now());
+        let partitions: Vec<Partition> = self.commits.committed.keys().cloned().collect();
+        if partitions.is_empty() {
+            return;
+        }
+        let log = Arc::clone(&self.log);
+        self.tasks.spawn(async move { Done::Forgotten(log.forgotten(partitions).await) });
+    }
+
+    /// A new session finds out what is to be swept.
+    ///
+    /// # Errors
+    /// If a position is forgotten in a partition that is still ours.
+    pub fn on_forgotten(
+        &self,
+        found: Result<Vec<Partition>, LogError>,
+    ) -> Result<(), TranslateError> {
+        // In an outage it is not known, and others tell that.
+        let found = found.unwrap_or_default();
+        let Some(it) = found.iter().find(|it| self.commits.committed.contains_key(*it)) else {
+            return Ok(());
+        };
+        let Partition { topic, number } = it;
+        tracing::warn!(topic, partition = number, "Kafka has forgotten the group's position");
+        Err(LogError::forgotten().into())
     }
 
     /// After an outage librdkafka joins the group again by itself, but was seen not to: its group

@@ -77,7 +77,8 @@ impl Stage {
                 self.load_catalog();
             }
             Done::Tended(look) => self.on_tended(look),
-            Done::NotesRead(read) => self.on_notes_read(read),
+            Done::NotesRead(read) => self.on_notes_read(read)?,
+            Done::Forgotten(found) => self.on_forgotten(found)?,
         }
         Ok(())
     }

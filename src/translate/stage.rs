@@ -87,6 +87,8 @@ pub enum Done {
     Missing(BuildId),
     Tended(Result<tend::Look, ElasticError>),
     NotesRead(Result<commits::Read, LogError>),
+    /// Partitions in which the group has no position any more.
+    Forgotten(Result<Vec<Partition>, LogError>),
 }
 
 pub struct Stage {
@@ -393,6 +395,7 @@ impl Stage {
         self.check_rejoined()?;
         self.update_metrics();
         self.commit_positions(mode);
+        self.look_for_forgotten();
         Ok(())
     }
 

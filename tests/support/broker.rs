@@ -105,6 +105,13 @@ impl Broker {
         std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default()
     }
 
+    /// Has it shut down, and waits for that.
+    pub async fn stop(&mut self) {
+        let pid = self.running.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.ended().await;
+    }
+
     /// Waits until it has ended by itself.
     pub async fn ended(&mut self) {
         let child = std::cell::RefCell::new(self.running.take().unwrap());

@@ -204,14 +204,22 @@ impl World {
 
     /// The one check that every test of the path ends with.
     pub async fn check_documents(&self) {
+        if let Some(fault) = self.wrong_documents().await {
+            panic!("{fault}");
+        }
+    }
+
+    /// What is wrong with the first collection that is not as its SQL says; None: nothing is.
+    pub async fn wrong_documents(&self) -> Option<String> {
         let (client, _connection) = self.client().await;
         for collection in self.collections() {
             let expected = oracle::expected(&client, &self.mappings, &collection).await;
             let found = self.documents(&collection).await;
             if let Some(fault) = oracle::difference(&expected, &found) {
-                panic!("{collection}: {fault}");
+                return Some(format!("{collection}: {fault}"));
             }
         }
+        None
     }
 
     /// Copies the daemons' logs to where they outlive the test.
