@@ -20,6 +20,7 @@ pub mod overlap;
 pub mod positions;
 pub mod producer;
 pub mod progress_record;
+pub mod reader;
 pub mod record;
 mod recorder;
 mod renewed;

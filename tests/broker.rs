@@ -11,13 +11,12 @@ use std::time::Duration;
 use onelog::config::{Delivery, KafkaConfig};
 use onelog::kafka::delivery::LogProducer;
 use onelog::kafka::envelope::OutRecord;
-use onelog::kafka::lost_cluster::{self, Watched};
-use onelog::kafka::settings::client_config;
+use onelog::kafka::reader::Reader;
 use onelog::kafka::topics::{WantedTopic, ensure_topics};
 use onelog::lsn::Lsn;
 use onelog::metrics::Metrics;
-use rdkafka::consumer::{Consumer, StreamConsumer};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::consumer::Consumer;
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 use support::broker::Broker;
 use support::eventually;
@@ -161,10 +160,10 @@ async fn send(config: KafkaConfig, delivered: watch::Sender<u64>) {
     loop {
         producer.quiet(PATIENCE).await.unwrap();
         producer.resume(Lsn(0));
+        let seq = producer.begin();
         while producer.standing().is_ok() {
-            let seq = producer.begin();
             drop(producer.send(seq, record, &[]).await);
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
             delivered.send_replace(metrics.kafka_records_total.get());
         }
     }
@@ -172,24 +171,14 @@ async fn send(config: KafkaConfig, delivered: watch::Sender<u64>) {
 
 /// Reads on and on. `read`: how many records so far.
 async fn receive(config: KafkaConfig, read: watch::Sender<u64>) {
-    let own = [("group.id", config.group_id.clone()), lost_cluster::watch()];
-    let consumer: StreamConsumer<Watched> =
-        client_config(&config, &own).create_with_context(Watched::default()).unwrap();
+    let reader = Reader::new(&config, &[("group.id", config.group_id.clone())]).unwrap();
     let mut from = TopicPartitionList::new();
-    from.add_partition_offset(TOPIC, 0, Offset::Beginning).unwrap();
-    consumer.assign(&from).unwrap();
-    let mut looks = tokio::time::interval(lost_cluster::LOOK_EVERY);
+    from.add_partition_offset(TOPIC, 0, Offset::End).unwrap();
+    reader.consumer().assign(&from).unwrap();
     loop {
-        tokio::select! {
-            _ = looks.tick() => {
-                if consumer.context().take_lost() {
-                    lost_cluster::tell_brokers(consumer.client(), &config);
-                }
-            }
-            received = consumer.recv() => {
-                read.send_modify(|it| *it += u64::from(received.is_ok_and(|it| it.offset() >= 0)));
-            }
-        }
+        let received = u64::from(reader.recv().await.is_ok());
+        read.send_modify(|it| *it += received);
+        tokio::task::yield_now().await;
     }
 }
 
@@ -202,7 +191,7 @@ async fn clients_that_lose_their_cluster_find_it_again() {
     let wanted = [WantedTopic::of_table(&config, TOPIC, true)];
     ensure_topics(&config, &wanted, false).await.unwrap();
     let (mut clients, mut counts) = (JoinSet::new(), Vec::new());
-    for nth in 0..32 {
+    for nth in 0..24 {
         let (count, counted) = watch::channel(0);
         counts.push(counted);
         match nth % 2 {
@@ -216,7 +205,7 @@ async fn clients_that_lose_their_cluster_find_it_again() {
         broker.up("unlimited").await;
         // Enough to be none that was on its way.
         for (counted, before) in counts.iter_mut().zip(seen) {
-            let goes_on = counted.wait_for(|it| before + 1000 < *it);
+            let goes_on = counted.wait_for(|it| before + 200 < *it);
             tokio::time::timeout(PATIENCE, goes_on).await.expect("it goes on").unwrap();
         }
     }

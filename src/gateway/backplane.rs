@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use globset::GlobSet;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, StreamConsumer};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -29,7 +29,7 @@ use crate::gateway::window::{Event, History, Key, Limits, Window};
 use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::Feedback;
 use crate::kafka::feedback_sender::{FeedbackSender, PublishError};
-use crate::kafka::lost_cluster::{self, Watched};
+use crate::kafka::reader::Reader;
 use crate::kafka::settings::{self, Quiet};
 use crate::kafka::topics::{self, TopicError, WantedTopic};
 use crate::metrics::Metrics;
@@ -279,7 +279,7 @@ async fn open(
     kafka: &KafkaConfig,
     gateway: &GatewayConfig,
     next: i64,
-) -> Result<(StreamConsumer<Watched>, i64, i64), BackplaneError> {
+) -> Result<(Reader, i64, i64), BackplaneError> {
     let mut wanted = vec![WantedTopic::of_feedback(kafka, gateway.feedback_retention)];
     // Where commands go is made too: else the first of them would be refused.
     wanted.extend(gateway.commands.iter().map(|it| WantedTopic::of_events(kafka, &it.topic)));
@@ -295,11 +295,10 @@ async fn open(
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.queue.backoff.ms", "5".to_owned()),
         ("queued.max.messages.kbytes", "8192".to_owned()),
-        lost_cluster::watch(),
     ];
-    let config = settings::client_config(kafka, &own);
-    let consumer: StreamConsumer<Watched> = config.create_with_context(Watched::default())?;
-    let asking: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let reader = Reader::new(kafka, &own)?;
+    let asking: BaseConsumer<Quiet> =
+        settings::client_config(kafka, &own).create_with_context(Quiet)?;
     let topic = kafka.feedback_topic();
     let age = i64::try_from(gateway.feedback_window.as_millis()).unwrap_or(i64::MAX);
     let since = now_ms().saturating_sub(age);
@@ -307,8 +306,8 @@ async fn open(
     let (first, end) = asked.unwrap_or(Err(KafkaError::Canceled))?;
     let mut from = TopicPartitionList::new();
     from.add_partition_offset(&kafka.feedback_topic(), PARTITION, Offset::Offset(first))?;
-    consumer.assign(&from)?;
-    Ok((consumer, first, end))
+    reader.consumer().assign(&from)?;
+    Ok((reader, first, end))
 }
 
 /// Where to begin, and the end: at `next`, if that is within the topic, else with what is not older
@@ -347,9 +346,9 @@ pub async fn run_backplane(
         let session = async {
             tokio::time::sleep(pause).await;
             let next = backplane.look(Window::next);
-            let (consumer, first, end) = open(&kafka, &gateway, next).await?;
+            let (reader, first, end) = open(&kafka, &gateway, next).await?;
             backplane.begin(first);
-            read((&backplane, &kafka), &consumer, end, &ready).await
+            read(&backplane, &reader, end, &ready).await
         };
         let ended = tokio::select! {
             biased;
@@ -377,8 +376,8 @@ pub async fn run_backplane(
 
 /// Reads until the position is gone (Ok: begin anew).
 async fn read(
-    (backplane, kafka): (&Backplane, &KafkaConfig),
-    consumer: &StreamConsumer<Watched>,
+    backplane: &Backplane,
+    reader: &Reader,
     end: i64,
     ready: &watch::Sender<bool>,
 ) -> Result<(), BackplaneError> {
@@ -389,16 +388,11 @@ async fn read(
         tokio::select! {
             biased;
 
-            // 1. What is too old goes, also on a busy topic; and Kafka is there again.
-            _ = trims.tick() => {
-                backplane.trim();
-                if consumer.context().take_lost() {
-                    lost_cluster::tell_brokers(consumer.client(), kafka);
-                }
-            }
+            // 1. What is too old goes, also on a busy topic.
+            _ = trims.tick() => backplane.trim(),
 
             // 2. What is said.
-            received = consumer.recv() => match received {
+            received = reader.recv() => match received {
                 Ok(message) => {
                     take_in(backplane, &message);
                     if !*ready.borrow() && *backplane.reached.borrow() >= end {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rdkafka::consumer::{CommitMode, Consumer as _, StreamConsumer};
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -23,7 +23,7 @@ use crate::gateway::backplane::{Backplane, BackplaneError};
 use crate::json::Object;
 use crate::kafka::delivery::now_ms;
 use crate::kafka::feedback::{BODY_BYTES_MAX, Feedback, Response, Status};
-use crate::kafka::lost_cluster::{self, Watched};
+use crate::kafka::reader::Reader;
 use crate::kafka::settings;
 use crate::kafka::topics::{self, WantedTopic};
 
@@ -85,28 +85,14 @@ async fn read(
         ("fetch.wait.max.ms", "100".to_owned()),
         ("fetch.queue.backoff.ms", "5".to_owned()),
         ("queued.max.messages.kbytes", "8192".to_owned()),
-        lost_cluster::watch(),
     ];
-    let config = settings::client_config(kafka, &own);
-    let consumer: StreamConsumer<Watched> = config.create_with_context(Watched::default())?;
+    let reader = Reader::new(kafka, &own)?;
     let names: Vec<&str> = gateway.response_topics.iter().map(String::as_str).collect();
-    consumer.subscribe(&names)?;
+    reader.consumer().subscribe(&names)?;
     let age_max = i64::try_from(gateway.feedback_window.as_millis()).unwrap_or(i64::MAX);
-    let mut looks = tokio::time::interval(lost_cluster::LOOK_EVERY);
     loop {
         let mut batch = Batch::default();
-        let mut next = tokio::select! {
-            biased;
-            // 1. Kafka is there again.
-            _ = looks.tick() => {
-                if consumer.context().take_lost() {
-                    lost_cluster::tell_brokers(consumer.client(), kafka);
-                }
-                continue;
-            }
-            // 2. An answer.
-            received = consumer.recv() => Some(received),
-        };
+        let mut next = Some(reader.recv().await);
         while let Some(received) = next {
             match received {
                 Ok(message) => batch.add(&message, now_ms().saturating_sub(age_max))?,
@@ -116,9 +102,9 @@ async fn read(
                 Err(error) => return Err(error.into()),
             }
             let full = batch.told.len() >= BATCH_MAX;
-            next = if full { None } else { consumer.recv().now_or_never() };
+            next = if full { None } else { reader.recv().now_or_never() };
         }
-        batch.tell(backplane, &consumer).await?;
+        batch.tell(backplane, &reader).await?;
     }
 }
 
@@ -152,15 +138,11 @@ impl Batch {
 
     /// All of it, in order: the first that Kafka does not take ends the session, and what follows
     /// is read again.
-    async fn tell(
-        self,
-        backplane: &Backplane,
-        consumer: &StreamConsumer<Watched>,
-    ) -> Result<(), BackplaneError> {
+    async fn tell(self, backplane: &Backplane, reader: &Reader) -> Result<(), BackplaneError> {
         let all = self.told.iter().map(|it| backplane.publish(it));
         futures_util::future::try_join_all(all).await?;
         if self.positions.count() > 0 {
-            consumer.commit(&self.positions, CommitMode::Async)?;
+            reader.consumer().commit(&self.positions, CommitMode::Async)?;
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use rdkafka::{ClientConfig, Statistics};
 use crate::config::KafkaConfig;
 use crate::kafka::lost_cluster;
 use crate::kafka::positions::{self, Notes, Positions, Settled};
+use crate::kafka::reader::drop_aside;
 use crate::kafka::settings;
 
 /// The log could not be read. All of these are outages: waited out and tried again.
@@ -389,16 +390,6 @@ impl Drop for Log {
             drop_aside(consumer, || {});
         }
     }
-}
-
-/// Drops the member on a thread of its own. librdkafka's close waits without a limit for its state
-/// machine, which was seen to stand still after an outage; neither a worker of ours nor the end
-/// of the process may wait with it, and the end of a runtime waits for its blocking threads.
-fn drop_aside(consumer: Arc<StreamConsumer<LogContext>>, then: impl FnOnce() + Send + 'static) {
-    std::thread::spawn(move || {
-        drop(consumer);
-        then();
-    });
 }
 
 /// Runs what waits for the broker on a thread where waiting harms nobody.
