@@ -73,7 +73,7 @@ fn run_stack(command: &str, service: &str) -> Result<(), String> {
         .stdin(Stdio::null())
         .output()
         .map_err(|it| it.to_string())?;
-    let said = String::from_utf8_lossy(&ran.stderr);
+    let said = String::from_utf8_lossy(&ran.stdout) + String::from_utf8_lossy(&ran.stderr);
     if ran.status.success() { Ok(()) } else { Err(format!("stack {command} {service}: {said}")) }
 }
 
