@@ -12,7 +12,7 @@ pub mod envelope;
 pub mod extract;
 pub mod feedback;
 pub mod feedback_sender;
-pub mod lost_cluster;
+mod lost_cluster;
 pub mod merge;
 pub mod offsets;
 pub mod outbox;

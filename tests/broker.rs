@@ -24,6 +24,7 @@ use support::log::read_at;
 use support::world::{PATIENCE, Wishes, World};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 const EXACTLY: &str = "delivery = \"exactly-once\"\ntransaction_interval = \"40ms\"";
@@ -157,11 +158,13 @@ fn config(brokers: String) -> KafkaConfig {
     }
 }
 
-/// Sends without a pause, session after session. `delivered`: how many records so far.
+/// Sends fifty times a second, session after session. `delivered`: how many records so far.
 async fn send(config: KafkaConfig, delivered: watch::Sender<u64>) {
     let metrics = Metrics::new();
     let producer = LogProducer::new(&config, &metrics).unwrap();
     let topics: Vec<String> = (0..TOPICS).map(topic).collect();
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         producer.quiet(PATIENCE).await.unwrap();
         producer.resume(Lsn(0));
@@ -171,7 +174,7 @@ async fn send(config: KafkaConfig, delivered: watch::Sender<u64>) {
                 let (key, value) = (Some(&b"k"[..]), Some(&b"v"[..]));
                 drop(producer.send(seq, OutRecord { topic, key, value, header: None }, &[]).await);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            pace.tick().await;
             delivered.send_replace(metrics.kafka_records_total.get());
         }
     }

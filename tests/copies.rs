@@ -462,7 +462,7 @@ async fn a_topic_that_is_deleted_is_made_anew_with_the_rows_of_its_table() {
     right(&world, &client, &["id"]).await;
 
     let topics = ["t", "late"].map(|it| format!("{}.public.{it}", world.name));
-    log::delete(&topics).await;
+    support::log::delete(&topics).await;
     client
         .batch_execute("UPDATE t SET v = 'new' WHERE id = 1; DELETE FROM late WHERE id = 1")
         .await

@@ -94,16 +94,6 @@ async fn a_saved_file_becomes_documents() {
     assert!(daemon.stop().await.success());
 }
 
-async fn delete_topic(topic: &str) {
-    let brokers = support::server("ONELOG_TEST_KAFKA");
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("a client");
-    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-    for deleted in admin.delete_topics(&[topic], &options).await.expect("an answer") {
-        deleted.expect("deleted");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_builds_nothing_again() {
     let world = World::new("restart", Wishes { companies: 20, ..Wishes::default() }).await;
@@ -181,7 +171,7 @@ async fn a_topic_that_is_deleted_is_filled_again_and_documents_go_on() {
     };
     eventually("the table is copied", PATIENCE, rows).await;
 
-    delete_topic(&format!("{}.public.company_profile", world.name)).await;
+    support::log::delete(&[format!("{}.public.company_profile", world.name)]).await;
     let (client, _connection) = world.client().await;
     client.batch_execute("UPDATE company_profile SET name = name || '!'").await.expect("updated");
     eventually("it is to be copied again", PATIENCE, || async {

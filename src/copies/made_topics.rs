@@ -20,7 +20,7 @@ struct Inner {
 
 impl MadeTopics {
     /// The topic is there.
-    pub fn is_there(&self, topic: &str) {
+    pub fn note_there(&self, topic: &str) {
         let mut inner = self.inner();
         if !inner.there.contains(topic) {
             inner.there.insert(topic.to_owned());
@@ -28,7 +28,7 @@ impl MadeTopics {
     }
 
     /// The topic was missing and is made. Whether it had been there before, and so was deleted.
-    pub fn is_made(&self, topic: &str) -> bool {
+    pub fn note_made(&self, topic: &str) -> bool {
         let mut inner = self.inner();
         let was_there = !inner.there.insert(topic.to_owned());
         *inner.made.entry(topic.to_owned()).or_default() |= was_there;
@@ -57,11 +57,11 @@ mod tests {
     #[test]
     fn a_topic_was_there_if_it_was_seen_or_made_before() {
         let topics = MadeTopics::default();
-        assert!(!topics.is_made("new"));
-        assert!(!topics.is_made("deleted later"));
-        topics.is_there("seen");
+        assert!(!topics.note_made("new"));
+        assert!(!topics.note_made("deleted later"));
+        topics.note_there("seen");
         for deleted in ["deleted later", "seen"] {
-            assert!(topics.is_made(deleted), "{deleted}");
+            assert!(topics.note_made(deleted), "{deleted}");
         }
         let expected = [("deleted later", true), ("new", false), ("seen", true)];
         let expected = expected.map(|(topic, was_there)| (topic.to_owned(), was_there));
@@ -70,6 +70,6 @@ mod tests {
             topics.settle(&topic);
         }
         assert_eq!(topics.unsettled(), BTreeMap::new());
-        assert!(topics.is_made("new"), "it was there");
+        assert!(topics.note_made("new"), "it was there");
     }
 }

@@ -19,7 +19,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientConfig, Statistics};
 
 use crate::config::KafkaConfig;
-use crate::kafka::lost_cluster;
+use crate::kafka::lost_cluster::Lost;
 use crate::kafka::positions::{self, Notes, Positions, Settled};
 use crate::kafka::reader::drop_aside;
 use crate::kafka::settings;
@@ -70,8 +70,7 @@ pub struct LogContext {
     high_offsets: Mutex<HashMap<Partition, i64>>,
     /// No broker was connected when librdkafka last looked, once a second.
     away: AtomicBool,
-    /// No broker was known at all. See [`lost_cluster`].
-    lost: AtomicBool,
+    lost: Lost,
     /// An asynchronous commit of offsets has failed.
     uncommitted: AtomicBool,
 }
@@ -92,7 +91,7 @@ impl ClientContext for LogContext {
     fn stats(&self, statistics: Statistics) {
         let connected = statistics.brokers.values().any(|it| it.state == "UP");
         self.away.store(!connected, Ordering::Relaxed);
-        self.lost.fetch_or(lost_cluster::is_lost(&statistics), Ordering::Relaxed);
+        self.lost.note(&statistics);
         let mut high = self.high_offsets.lock().unwrap_or_else(PoisonError::into_inner);
         for (topic, facts) in statistics.topics {
             for (number, partition) in facts.partitions {
@@ -229,12 +228,10 @@ impl Log {
         self.consumer().context().away.load(Ordering::Relaxed)
     }
 
-    /// Finds the cluster again, if librdkafka has lost it: see [`lost_cluster`]. Called about once
-    /// a second.
+    /// Finds the cluster again, if librdkafka has lost it. Costs nothing otherwise.
     pub fn find_cluster(&self, config: &KafkaConfig) {
-        if self.consumer().context().lost.swap(false, Ordering::Relaxed) {
-            lost_cluster::tell_brokers(self.consumer().client(), config);
-        }
+        let consumer = self.consumer();
+        consumer.context().lost.find(consumer.client(), config);
     }
 
     /// Stops fetching while poll() goes on, so that a long wait causes no rebalance.

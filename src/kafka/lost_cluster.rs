@@ -7,6 +7,7 @@
 //! gets none. Told of the brokers again it goes on, with all that it has.
 
 use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdkafka::Statistics;
 use rdkafka::bindings::rd_kafka_brokers_add;
@@ -15,15 +16,28 @@ use rdkafka::client::{Client, ClientContext};
 use crate::config::KafkaConfig;
 use crate::kafka::settings;
 
-/// Whether the client knows no broker at all.
-pub fn is_lost(statistics: &Statistics) -> bool {
-    let mut sources = statistics.brokers.values().map(|it| it.source.as_str());
-    !sources.any(|it| it == "learned" || it == "configured")
+/// Whether a consumer's statistics have named no broker at all since it was last looked.
+#[derive(Debug, Default)]
+pub(super) struct Lost(AtomicBool);
+
+impl Lost {
+    pub(super) fn note(&self, statistics: &Statistics) {
+        let mut sources = statistics.brokers.values().map(|it| it.source.as_str());
+        let lost = !sources.any(|it| it == "learned" || it == "configured");
+        self.0.fetch_or(lost, Ordering::Relaxed);
+    }
+
+    /// Finds the cluster again, if it is lost.
+    pub(super) fn find<C: ClientContext>(&self, client: &Client<C>, config: &KafkaConfig) {
+        if self.0.swap(false, Ordering::Relaxed) {
+            tell_brokers(client, config);
+        }
+    }
 }
 
 /// Tells the client of the brokers. One that knows them already loses nothing by it.
 #[expect(unsafe_code, reason = "the crate does not have this call")]
-pub fn tell_brokers<C: ClientContext>(client: &Client<C>, config: &KafkaConfig) {
+pub(super) fn tell_brokers<C: ClientContext>(client: &Client<C>, config: &KafkaConfig) {
     let settings = settings::client_config(config, &[]);
     let brokers = settings.get("bootstrap.servers").unwrap_or_default();
     // A text with a zero byte in it made no client.

@@ -1,6 +1,5 @@
 //! A consumer that finds its cluster again, and whose end holds nobody up.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::Statistics;
@@ -10,7 +9,8 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::BorrowedMessage;
 
 use crate::config::KafkaConfig;
-use crate::kafka::{lost_cluster, settings};
+use crate::kafka::lost_cluster::Lost;
+use crate::kafka::settings;
 
 /// How often a silent consumer looks whether it has lost its cluster.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -18,8 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What librdkafka says by callback.
 #[derive(Debug, Default)]
 pub struct Watched {
-    /// No broker was known at all.
-    lost: AtomicBool,
+    lost: Lost,
 }
 
 impl ClientContext for Watched {
@@ -28,7 +27,7 @@ impl ClientContext for Watched {
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.lost.fetch_or(lost_cluster::is_lost(&statistics), Ordering::Relaxed);
+        self.lost.note(&statistics);
     }
 }
 
@@ -67,9 +66,7 @@ impl Reader {
             if let Ok(received) = tokio::time::timeout(LOOK_EVERY, consumer.recv()).await {
                 return received;
             }
-            if consumer.context().lost.swap(false, Ordering::Relaxed) {
-                lost_cluster::tell_brokers(consumer.client(), &self.config);
-            }
+            consumer.context().lost.find(consumer.client(), &self.config);
         }
     }
 }

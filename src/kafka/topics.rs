@@ -223,14 +223,14 @@ pub async fn see_to(
 ) -> Result<(), TopicError> {
     for action in ensure_topics(config, wanted, false).await? {
         match action {
-            TopicAction::Fine { topic } => made.is_there(&topic),
-            TopicAction::Created { topic } if made.is_made(&topic) => {
+            TopicAction::Fine { topic } => made.note_there(&topic),
+            TopicAction::Created { topic } if made.note_made(&topic) => {
                 tracing::error!(topic, "topic was deleted; made anew, without what was in it");
             }
             TopicAction::Created { topic } => tracing::info!(topic, "topic created"),
             TopicAction::Drift { topic, warning } => {
                 tracing::warn!(warning, "topic differs");
-                made.is_there(&topic);
+                made.note_there(&topic);
             }
         }
     }

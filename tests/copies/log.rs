@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -23,18 +22,6 @@ pub struct Log {
     pub ops: BTreeMap<String, usize>,
     /// Every row of a record without a key.
     pub keyless: Vec<Value>,
-}
-
-/// Deletes topics, as somebody may who takes them for another's.
-pub async fn delete(topics: &[String]) {
-    let mut config = ClientConfig::new();
-    let admin: AdminClient<_> =
-        config.set("bootstrap.servers", server("ONELOG_TEST_KAFKA")).create().expect("a client");
-    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-    let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
-    for deleted in admin.delete_topics(&names, &options).await.expect("an answer") {
-        deleted.expect("deleted");
-    }
 }
 
 /// Reads all of a table's topic.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Headers;
@@ -27,6 +29,18 @@ impl Found {
 
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
+    }
+}
+
+/// Deletes topics, as somebody may who takes them for another's.
+pub async fn delete(topics: &[String]) {
+    let brokers = server("ONELOG_TEST_KAFKA");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("a client");
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for deleted in admin.delete_topics(&names, &options).await.expect("an answer") {
+        deleted.expect("deleted");
     }
 }
 
